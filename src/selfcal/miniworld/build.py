@@ -1,0 +1,99 @@
+"""Build MiniWorld's splits: images and one JSON line per sample, the same for the same seed.
+
+Splits are disjoint by construction, not by luck: scenes and charts belong to a split by a hash of
+their facts, digit scans by their number, so no image of one split can appear in another.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+from selfcal.miniworld.draw import load_scans, paint
+from selfcal.miniworld.questions import Query, answer, gold_rationale, random_query
+from selfcal.miniworld.world import CATEGORIES, World, facts, random_world
+from selfcal.types import Sample
+
+SPLITS = {"pretrain": 50, "rft": 10, "calibration": 20, "dev": 8, "test": 12}
+"""Share (percent) of all worlds and of all digit scans that belongs to each split."""
+MIX = (2, 1, 1)
+"""Perception : chart : math, as in SRC."""
+SIZES = {"rft": 800, "calibration": 1600, "dev": 400, "test": 800}
+
+
+def split_of(key: str) -> str:
+    """The split that a world or scan belongs to, by hash."""
+    bucket = int.from_bytes(hashlib.sha256(key.encode()).digest()[:4], "big") % 100
+    for split, share in SPLITS.items():
+        if bucket < share:
+            return split
+        bucket -= share
+    raise AssertionError("shares add up to 100")
+
+
+def scans_of(split: str) -> dict[int, list[int]]:
+    """The digit scans that belong to a split, by value."""
+    scans: dict[int, list[int]] = {v: [] for v in range(10)}
+    for i, value in enumerate(load_scans()[1]):
+        if split_of(f"scan {i}") == split:
+            scans[int(value)].append(i)
+    return scans
+
+
+def worlds(split: str, seed: int) -> Iterator[tuple[World, Query, random.Random]]:
+    """Endless worlds of a split in the paper's mix, each with a question and its own generator."""
+    rng = random.Random(f"miniworld {split} {seed}")
+    cycle = [c for c, n in zip(CATEGORIES, MIX, strict=True) for _ in range(n)]
+    i = 0
+    while True:
+        world = random_world(cycle[i % len(cycle)], rng)
+        if not world.digits and split_of(facts(world)) != split:
+            continue
+        i += 1
+        yield world, random_query(world, rng), random.Random(rng.getrandbits(64))
+
+
+def build(out: Path, sizes: Mapping[str, int] = SIZES, seed: int = 0) -> dict[str, int]:
+    """Write `out/SPLIT.jsonl` and `out/images/SPLIT/*.png`; returns the number of samples a split.
+
+    A split whose JSON lines exist is complete and left alone.
+
+    Raises:
+        ValueError: a size is negative or the split unknown.
+    """
+    for split, size in sizes.items():
+        if split not in SPLITS or size < 0:
+            raise ValueError(f"split {split!r} of size {size}: splits are {', '.join(SPLITS)}")
+        index = out / f"{split}.jsonl"
+        if index.exists():
+            continue
+        folder = out / "images" / split
+        folder.mkdir(parents=True, exist_ok=True)
+        scans = scans_of(split)
+        lines = []
+        for i, (world, query, rng) in zip(range(size), worlds(split, seed), strict=False):
+            sample = _sample(f"{split}-{i:05d}", world, query, rng.random() < 0.5)
+            paint(world, rng, scans).save(out / sample.image)
+            lines.append(json.dumps(asdict(sample)))
+        partial = index.with_suffix(".partial")
+        partial.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+        os.replace(partial, index)  # written last: its existence means the images are there
+    return dict(sizes)
+
+
+def _sample(name: str, world: World, query: Query, order: bool) -> Sample:
+    split = name.split("-")[0]
+    return Sample(
+        id=name,
+        image=f"images/{split}/{name}.png",
+        question=query.wording(order),
+        answer=answer(query, world),
+        category=world.category,
+        rationale=gold_rationale(query, world),
+        facts=facts(world),
+    )

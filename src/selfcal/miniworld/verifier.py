@@ -1,0 +1,274 @@
+"""The verifier: reads any rationale sentence by sentence and says what is wrong with it.
+
+It takes a sample (whose facts are the whole truth) and a response, and returns a `Verification`
+with a `Finding`, character span included, for every sentence. A sentence is a *statement* about the
+image (true or counterfactual), an *inference* (follows or not), or unreadable. From these come the
+three flaws: counterfactual, insufficient (what the answer needs was never addressed, or nothing was
+concluded), unreasonable (a step does not follow from what was stated). Unreadable text establishes
+nothing and breaks nothing, but counts as a statement not shown to be true.
+
+Used by evaluation, and by the built-in teacher and label-giving judge. The calibration loop never
+asks it.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
+
+from selfcal.miniworld.questions import (
+    RELATIONS,
+    Premise,
+    Query,
+    answer,
+    conclude,
+    is_related,
+    needs,
+    read_question,
+)
+from selfcal.miniworld.world import COLORS, PLACES, POSITIONS, SHAPES, World, read_facts
+from selfcal.rationale import answers_agree, parse, split_sentences
+from selfcal.types import Sample, Verdict
+
+Status = Literal["true", "counterfactual", "unreadable", "follows", "unreasonable"]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What the verifier found about one sentence; `response[start:end]` is the sentence."""
+
+    start: int
+    end: int
+    status: Status
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """What the verifier found in one response."""
+
+    findings: tuple[Finding, ...]
+    correct: bool
+    """The answer is right."""
+    counterfactual: bool
+    insufficient: bool
+    unreasonable: bool
+    inconsistent: bool
+    """The rationale concludes something else than the answer says."""
+    compliant: bool
+
+    @property
+    def sound(self) -> bool:
+        """None of the three flaws."""
+        return not (self.counterfactual or self.insufficient or self.unreasonable)
+
+    @property
+    def statements(self) -> int:
+        """Sentences that claim something of the image, unreadable ones included."""
+        return sum(f.status in ("true", "counterfactual", "unreadable") for f in self.findings)
+
+    @property
+    def true_statements(self) -> int:
+        """Statements that are true of the image."""
+        return sum(f.status == "true" for f in self.findings)
+
+    @property
+    def faults(self) -> int:
+        """How many of five faults it has: the three flaws, an inconsistency, a wrong answer."""
+        flaws = self.counterfactual + self.insufficient + self.unreasonable
+        return flaws + self.inconsistent + (not self.correct)
+
+
+def compare(sample: Sample, first: str, second: str) -> Verdict:
+    """The verifier as a label-giving judge: the response with fewer faults is better."""
+    a, b = verify(sample, first).faults, verify(sample, second).faults
+    return "neutral" if a == b else "first" if a < b else "second"
+
+
+def verify(sample: Sample, response: str) -> Verification:
+    """Verify a response to a MiniWorld sample. Any text is accepted.
+
+    Raises:
+        ValueError: the sample's question or facts are not MiniWorld's.
+    """
+    query, world = _truth(sample.question, sample.facts)
+    rap = parse(response)
+    truth = answer(query, world)
+    needed = needs(query, world)
+    stated: dict[tuple[str, ...], Premise] = {}
+    findings: list[Finding] = []
+    concluded: str | None = None
+    # positions: parse() strips headings, so sentences are looked up from left to right
+    at = 0
+    for sentence in rap.sentences:
+        at = response.index(sentence, at)
+        status: Status = "unreadable"
+        if premise := read_premise(sentence):
+            status = "true" if is_true(premise, world) else "counterfactual"
+            stated[premise[:2]] = premise
+        elif inference := read_inference(sentence):
+            result, follows = _check(inference, query, needed, stated)
+            status = "follows" if follows else "unreasonable"
+            concluded = result if result is not None else concluded
+        findings.append(Finding(at, at + len(sentence), status))
+        at += len(sentence)
+    statuses = {f.status for f in findings}
+    return Verification(
+        findings=tuple(findings),
+        correct=answers_agree(rap.answer, truth),
+        counterfactual="counterfactual" in statuses,
+        insufficient=concluded is None or any(p[:2] not in stated for p in needed),
+        unreasonable="unreasonable" in statuses,
+        inconsistent=concluded is not None and not answers_agree(rap.answer, concluded),
+        compliant=rap.compliant,
+    )
+
+
+@lru_cache(maxsize=4096)
+def _truth(question: str, facts: str) -> tuple[Query, World]:
+    return read_question(question), read_facts(facts)
+
+
+_SHAPE = f"({'|'.join(SHAPES)})"
+_COLOR = f"({'|'.join(COLORS)})"
+_POSITION = f"({'|'.join(sorted(POSITIONS, key=len, reverse=True))})"
+_N = r"(\d{1,4})"
+_PREMISES = {
+    "object": re.compile(rf"there is an? {_COLOR} {_SHAPE} at the {_POSITION}"),
+    "count": re.compile(rf"there (?:is|are) {_N} {_SHAPE}s?"),
+    "bar": re.compile(rf"the {_COLOR} bar is {_N}"),
+    "digit": re.compile(rf"the ({'|'.join(PLACES)}) digit is {_N}"),
+}
+_RELATION = f"({'|'.join(RELATIONS)})"
+_INFERENCES = {
+    "makes": re.compile(rf"that makes {_N} {_SHAPE}s?"),
+    "is": re.compile(rf"so it is (?:an? )?({'|'.join(COLORS + SHAPES)}|\d{{1,4}})"),
+    "relation": re.compile(
+        rf"so the {_COLOR} {_SHAPE} is (not )?{_RELATION} the {_COLOR} {_SHAPE}"
+    ),
+    "more": re.compile(rf"{_N} is (not )?more than {_N}"),
+    "highest": re.compile(rf"so the {_COLOR} bar is the highest"),
+    "largest": re.compile(rf"so {_N} is the largest"),
+    "arithmetic": re.compile(rf"{_N} (plus|minus) {_N} is {_N}"),
+}
+_LONGEST_SENTENCE = 120
+Inference = tuple[str, tuple[str, ...]]
+
+
+def _plain(sentence: str) -> str:
+    return " ".join(sentence.lower().split()).rstrip(".! ")
+
+
+def read_premise(sentence: str) -> Premise | None:
+    """Read a sentence as a statement about the image, or None."""
+    if len(sentence) > _LONGEST_SENTENCE:
+        return None
+    plain = _plain(sentence)
+    for kind, pattern in _PREMISES.items():
+        if match := pattern.fullmatch(plain):
+            if kind == "object":
+                color, shape, position = match.groups()
+                return ("object", position, color, shape)
+            if kind == "count":
+                return ("count", match[2], str(int(match[1])))
+            return (kind, match[1], str(int(match[2])))
+    return None
+
+
+def read_inference(sentence: str) -> Inference | None:
+    """Read a sentence as an inference, or None."""
+    if len(sentence) > _LONGEST_SENTENCE:
+        return None
+    plain = _plain(sentence)
+    for kind, pattern in _INFERENCES.items():
+        if match := pattern.fullmatch(plain):
+            return kind, tuple(g or "" for g in match.groups())
+    return None
+
+
+def is_true(premise: Premise, world: World) -> bool:
+    """Whether a statement is true of the image."""
+    if premise[0] == "object":
+        return premise[1:] in world.objects
+    if premise[0] == "count":
+        return bool(world.objects) and world.count(premise[1]) == int(premise[2])
+    rows = world.bars if premise[0] == "bar" else world.digits
+    return (premise[1], int(premise[2])) in rows
+
+
+_ASKED = {
+    "makes": ("count",),
+    "is": ("color", "shape", "value"),
+    "relation": ("relation",),
+    "more": ("comparison",),
+    "highest": ("highest",),
+    "largest": ("largest",),
+    "plus": ("bar-sum", "digit-sum"),
+    "minus": ("bar-difference", "digit-difference"),
+}
+
+
+def _check(
+    inference: Inference, query: Query, needed: list[Premise], stated: dict[tuple[str, ...], Premise]
+) -> tuple[str | None, bool]:
+    """The answer that an inference concludes (None: of another question), and if it follows.
+
+    It must follow from what was *stated*, true or not. A premise that was never stated does not
+    make the step unreasonable (the rationale is insufficient for it), a contradicted one does.
+    """
+    kind, parts = inference
+    asked = _ASKED[parts[1] if kind == "arithmetic" else kind]
+    result = _conclusion(kind, parts)
+    if query.kind not in asked:
+        return (result if kind == "arithmetic" else None), False
+    premises = [stated[p[:2]] for p in needed if p[:2] in stated]
+    if query.kind == "count":
+        told = [p for p in stated.values() if p[0] == "object" and p[3] == query.args[0]]
+        return result, parts[1] == query.args[0] and int(result) == len(told)
+    complete = len(premises) == len(needed)
+    if query.kind in ("color", "shape", "value"):
+        return result, not complete or conclude(query, premises) == result
+    if query.kind == "relation":
+        named = (parts[0], parts[1], parts[4], parts[5], parts[3]) == query.args
+        told = [
+            p
+            for c, s in (query.args[:2], query.args[2:4])
+            for p in stated.values()
+            if p[0] == "object" and p[2:] == (c, s)
+        ]
+        holds = len(told) != 2 or is_related(told[0][1], parts[3], told[1][1]) == (result == "yes")
+        return result, named and holds
+    values = [int(p[2]) for p in premises]
+    if query.kind == "highest":
+        return result, not complete or conclude(query, premises) == result
+    if query.kind == "largest":
+        return result, all(v <= int(parts[0]) for v in values) and (
+            not complete or int(parts[0]) in values
+        )
+    return result, _numbers_follow(kind, parts, query, values, complete)
+
+
+def _conclusion(kind: str, parts: tuple[str, ...]) -> str:
+    if kind == "relation":
+        return "no" if parts[2] else "yes"
+    if kind == "more":
+        return "no" if parts[1] else "yes"
+    return str(parts[3] if kind == "arithmetic" else parts[0])
+
+
+def _numbers_follow(
+    kind: str, parts: tuple[str, ...], query: Query, values: list[int], complete: bool
+) -> bool:
+    """Whether a step on two numbers is right and its numbers are those that were stated."""
+    a, b = int(parts[0]), int(parts[2])
+    if kind == "more":
+        right = (a > b) != bool(parts[1])
+    else:
+        right = int(parts[3]) == (a + b if parts[1] == "plus" else a - b)
+    ordered = query.kind in ("comparison", "bar-difference")
+    if complete:
+        used = [a, b] == values if ordered else sorted((a, b)) == sorted(values)
+    else:
+        used = all(v in (a, b) for v in values)
+    return right and used

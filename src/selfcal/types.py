@@ -1,0 +1,189 @@
+"""The records that travel through selfcal, from the file a sample was read from to its results.
+
+`Sample` -> `Candidate` -> `Judgment` -> `PreferencePair` -> checkpoint -> `Response` -> `Result`.
+All are frozen, all fields are typed, and every record names the sample it belongs to, so that one
+sample can be followed through a whole run (`selfcal trace`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Verdict = Literal["first", "second", "neutral"]
+"""Outcome of one ordered comparison: which of the two responses is better."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One visual question-answering item."""
+
+    id: str
+    """Unique within its source."""
+    image: str
+    """Path of the image file, absolute or relative to the folder of the data file."""
+    question: str
+    answer: str
+    """Short reference answer."""
+    choices: tuple[str, ...] = ()
+    """Options of a multiple-choice question; empty for an open one."""
+    category: str = ""
+    rationale: str = ""
+    """Reference rationale where the source has one; never shown to the policy."""
+    facts: str = ""
+    """Visual facts in words (tags, captions, OCR, scene graph), all a text judge sees of the
+    image."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rap:
+    """A rationale-answer pair: one response of a model, read."""
+
+    rationale: str
+    answer: str
+    sentences: tuple[str, ...]
+    """The rationale's sentences, in order, without the answer."""
+    compliant: bool
+    """Whether the text follows the RAP format: a rationale first, one answer last."""
+
+
+@dataclass(frozen=True, slots=True)
+class WrittenRap:
+    """A rationale-answer pair that the teacher wrote for one sample."""
+
+    sample_id: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One complete response found by the search."""
+
+    sample_id: str
+    index: int
+    """Position among the candidates of its sample; the i and j of the judgments."""
+    text: str
+    sentences: tuple[str, ...]
+    """The sentences as they were searched, one per level of the tree, the answer included."""
+    sentence_logprobs: tuple[float, ...]
+    """Sum of token log-probabilities (nats, temperature 1) of each sentence."""
+    token_counts: tuple[int, ...]
+    """Tokens of each sentence."""
+    finished: bool
+    """Whether the model ended the response itself (rather than a length limit)."""
+
+    @property
+    def logprob(self) -> float:
+        """Log-probability of the whole response, in nats."""
+        return sum(self.sentence_logprobs)
+
+
+@dataclass(frozen=True, slots=True)
+class SearchNode:
+    """One sentence in the search tree of a sample, kept or pruned."""
+
+    sample_id: str
+    node: int
+    parent: int
+    """`node` of the parent sentence, -1 for a first sentence."""
+    text: str
+    logprob: float
+    tokens: int
+    kept: bool
+    """Whether the beam kept it."""
+    candidate: int
+    """`Candidate.index` for a finished response that became a candidate, else -1."""
+
+
+@dataclass(frozen=True, slots=True)
+class Judgment:
+    """One ordered comparison of two candidates of a sample."""
+
+    sample_id: str
+    first: int
+    second: int
+    """`Candidate.index` of the response shown first and second."""
+    verdict: Verdict | None
+    """None: the judge's answer could not be read; the comparison is unscored, never a tie."""
+    p_first: float
+    p_second: float
+    p_neutral: float
+    """Verdict probabilities; all 0 when unscored."""
+
+
+@dataclass(frozen=True, slots=True)
+class PreferencePair:
+    """A chosen and a rejected response to one sample."""
+
+    sample_id: str
+    chosen: str
+    rejected: str
+    chosen_index: int
+    rejected_index: int
+    chosen_score: float
+    rejected_score: float
+    rejected_image: str = ""
+    """Image of the rejected response for methods that spoil the image; empty: the sample's own."""
+
+    @property
+    def margin(self) -> float:
+        """Score gap of the pair."""
+        return self.chosen_score - self.rejected_score
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledPair:
+    """Two responses to one sample with a label-giving judge's verdict: R-Scorer training data."""
+
+    sample_id: str
+    question: str
+    facts: str
+    first: str
+    second: str
+    verdict: Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """Something a stage left out, and why; every filter writes these."""
+
+    sample_id: str
+    stage: str
+    reason: str
+    """A short name that can be counted, such as `answer-disagrees`."""
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """A checkpoint's own (greedy) response to one evaluation sample, with what was found in it."""
+
+    sample_id: str
+    category: str
+    text: str
+    answer: str
+    compliant: bool
+    correct: bool
+    sound: bool
+    counterfactual: bool
+    insufficient: bool
+    unreasonable: bool
+    inconsistent: bool
+    true_statements: int
+    statements: int
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """One metric of one checkpoint on one split and category."""
+
+    checkpoint: str
+    """`seed`, `rft`, `iter-1`, ..."""
+    split: str
+    category: str
+    """`all` or a category's name."""
+    metric: str
+    value: float
+    stderr: float
+    n: int
+    seed: int
