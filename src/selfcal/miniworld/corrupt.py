@@ -56,7 +56,11 @@ def _misread(premise: Premise, rng: random.Random) -> Premise:
     value = int(premise[2])
     top = {"bar": MAX_BAR + 1, "digit": 9, "count": 5}[kind]
     near = [v for v in (value - 1, value + 1) if 0 <= v <= top]
-    other = rng.choice(near) if rng.random() < 0.7 else rng.choice([v for v in range(top) if v != value])
+    other = (
+        rng.choice(near)
+        if rng.random() < 0.7
+        else rng.choice([v for v in range(top) if v != value])
+    )
     return (kind, premise[1], str(other))
 
 

@@ -8,15 +8,22 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from selfcal.miniworld.world import COLORS, PLACES, POSITIONS, World
+from selfcal.miniworld.world import PLACES, POSITIONS, World
 
 SIZE = 48
 _CELL = SIZE // 3
 _UNIT = 5  # pixels of bar height per unit of value
-_RGB = {"red": (205, 45, 45), "green": (40, 150, 60), "blue": (45, 80, 205), "yellow": (225, 190, 30)}
+_RGB = {
+    "red": (205, 45, 45),
+    "green": (40, 150, 60),
+    "blue": (45, 80, 205),
+    "yellow": (225, 190, 30),
+}
 
 
-def paint(world: World, rng: random.Random, scans: dict[int, list[int]] | None = None) -> Image.Image:
+def paint(
+    world: World, rng: random.Random, scans: dict[int, list[int]] | None = None
+) -> Image.Image:
     """Paint a world; position, size, shade and noise vary with `rng`.
 
     Args:
@@ -32,7 +39,8 @@ def paint(world: World, rng: random.Random, scans: dict[int, list[int]] | None =
     for i, (color, value) in enumerate(world.bars):
         left = i * _CELL + rng.randint(2, 4)
         draw.rectangle(
-            (left, SIZE - 1 - value * _UNIT, left + rng.randint(9, 10), SIZE - 1), fill=_vary(color, rng)
+            (left, SIZE - 1 - value * _UNIT, left + rng.randint(9, 10), SIZE - 1),
+            fill=_vary(color, rng),
         )
     for place, value in world.digits:
         choices = (scans or _all_scans())[value]
@@ -63,12 +71,16 @@ def _paint_shape(
     else:
         angles = [np.pi / 5 * k - np.pi / 2 for k in range(10)]
         radii = [r + 1 if k % 2 == 0 else 0.45 * r for k in range(10)]
-        points = [(x + q * np.cos(a), y + q * np.sin(a)) for a, q in zip(angles, radii, strict=True)]
+        points = [
+            (x + q * np.cos(a), y + q * np.sin(a)) for a, q in zip(angles, radii, strict=True)
+        ]
         draw.polygon(points, fill=fill)
 
 
 def _paste_scan(image: Image.Image, scan: np.ndarray, column: int, rng: random.Random) -> None:
-    ink = Image.fromarray((scan * (255 / 16)).astype(np.uint8)).resize((14, 14), Image.Resampling.BICUBIC)
+    ink = Image.fromarray((scan * (255 / 16)).astype(np.uint8)).resize(
+        (14, 14), Image.Resampling.BICUBIC
+    )
     ink = ink.filter(ImageFilter.SHARPEN)
     tone = rng.randint(10, 60)
     at = (column * _CELL + 1 + rng.randint(-1, 1), _CELL + 1 + rng.randint(-1, 1))

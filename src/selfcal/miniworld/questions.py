@@ -32,7 +32,10 @@ WORDINGS: dict[str, tuple[str, str]] = {
         "How much higher is the {0} bar than the {1} bar?",
         "Subtract the {1} bar from the {0} bar.",
     ),
-    "bar-sum": ("What is the sum of the {0} bar and the {1} bar?", "Add the {0} bar and the {1} bar."),
+    "bar-sum": (
+        "What is the sum of the {0} bar and the {1} bar?",
+        "Add the {0} bar and the {1} bar.",
+    ),
     "digit-sum": ("What is the sum of the digits?", "Add the digits."),
     "digit-difference": ("What is the difference of the digits?", "Subtract the digits."),
     "largest": ("What is the largest digit?", "Name the largest digit."),

@@ -3,9 +3,11 @@
 It takes a sample (whose facts are the whole truth) and a response, and returns a `Verification`
 with a `Finding`, character span included, for every sentence. A sentence is a *statement* about the
 image (true or counterfactual), an *inference* (follows or not), or unreadable. From these come the
-three flaws: counterfactual, insufficient (what the answer needs was never addressed, or nothing was
-concluded), unreasonable (a step does not follow from what was stated). Unreadable text establishes
-nothing and breaks nothing, but counts as a statement not shown to be true.
+three flaws: counterfactual, insufficient (nothing was concluded, or not from all that the answer
+needs), unreasonable (a step does not follow from what was stated before it, or is given up by what
+is stated after it). Unreadable text establishes nothing and breaks nothing, but counts as a
+statement not shown to be true. What stands outside rationale and answer establishes nothing either,
+but is held against the response where it is false.
 
 Used by evaluation, and by the built-in teacher and label-giving judge. The calibration loop never
 asks it.
@@ -14,22 +16,22 @@ asks it.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Literal
 
 from selfcal.miniworld.questions import (
+    KINDS,
     RELATIONS,
     Premise,
     Query,
-    answer,
     conclude,
     is_related,
     needs,
     read_question,
 )
 from selfcal.miniworld.world import COLORS, PLACES, POSITIONS, SHAPES, World, read_facts
-from selfcal.rationale import answers_agree, parse, split_sentences
+from selfcal.rationale import answers_agree, parse, sentence_spans, stray_spans
 from selfcal.types import Sample, Verdict
 
 Status = Literal["true", "counterfactual", "unreadable", "follows", "unreasonable"]
@@ -90,50 +92,79 @@ def verify(sample: Sample, response: str) -> Verification:
     """Verify a response to a MiniWorld sample. Any text is accepted.
 
     Raises:
-        ValueError: the sample's question or facts are not MiniWorld's.
+        ValueError: the sample's question or facts are not MiniWorld's, or the facts leave the
+            question open.
     """
-    query, world = _truth(sample.question, sample.facts)
+    query, world, needed = _truth(sample.question, sample.facts)
     rap = parse(response)
-    truth = answer(query, world)
-    needed = needs(query, world)
-    stated: dict[tuple[str, ...], Premise] = {}
-    findings: list[Finding] = []
-    concluded: str | None = None
-    # positions: parse() strips headings, so sentences are looked up from left to right
-    at = 0
-    for sentence in rap.sentences:
-        at = response.index(sentence, at)
-        status: Status = "unreadable"
-        if premise := read_premise(sentence):
-            status = "true" if is_true(premise, world) else "counterfactual"
-            stated[premise[:2]] = premise
-        elif inference := read_inference(sentence):
-            result, follows = _check(inference, query, needed, stated)
-            status = "follows" if follows else "unreasonable"
-            concluded = result if result is not None else concluded
-        findings.append(Finding(at, at + len(sentence), status))
-        at += len(sentence)
+    reading = _Reading(query, world, needed)
+    findings = [Finding(a, b, reading.read(response[a:b])) for a, b in sentence_spans(response)]
+    for i, inference in reading.early:
+        if not _check(inference, query, needed, reading.stated)[1]:
+            findings[i] = replace(findings[i], status="unreasonable")
+    concluded, established = reading.concluded, reading.established
+    findings += [Finding(a, b, reading.read(response[a:b])) for a, b in stray_spans(response)]
     statuses = {f.status for f in findings}
     return Verification(
         findings=tuple(findings),
-        correct=answers_agree(rap.answer, truth),
+        correct=answers_agree(rap.answer, conclude(query, needed)),
         counterfactual="counterfactual" in statuses,
-        insufficient=concluded is None or any(p[:2] not in stated for p in needed),
+        insufficient=not established,
         unreasonable="unreasonable" in statuses,
         inconsistent=concluded is not None and not answers_agree(rap.answer, concluded),
         compliant=rap.compliant,
     )
 
 
+class _Reading:
+    """A rationale read so far, sentence by sentence."""
+
+    def __init__(self, query: Query, world: World, needed: list[Premise]) -> None:
+        self.query, self.world, self.needed = query, world, needed
+        self.stated: Stated = {}
+        self.concluded: str | None = None
+        """The answer of the last inference that gave one."""
+        self.established = False
+        """Whether an answer was concluded after all that it needs had been stated."""
+        self.early: list[tuple[int, Inference]] = []
+        """Inferences drawn before all that they need was stated, by number of the sentence."""
+        self._read = 0
+
+    def read(self, sentence: str) -> Status:
+        """Read the next sentence."""
+        self._read += 1
+        if premise := read_premise(sentence):
+            self.stated[premise[:2]] = premise
+            return "true" if is_true(premise, self.world) else "counterfactual"
+        if inference := read_inference(sentence):
+            result, follows = _check(inference, self.query, self.needed, self.stated)
+            complete = all(p[:2] in self.stated for p in self.needed)
+            if not complete:
+                self.early.append((self._read - 1, inference))
+            if result is not None:
+                self.concluded = result
+                self.established = complete
+            return "follows" if follows else "unreasonable"
+        return "unreadable"
+
+
 @lru_cache(maxsize=4096)
-def _truth(question: str, facts: str) -> tuple[Query, World]:
-    return read_question(question), read_facts(facts)
+def _truth(question: str, facts: str) -> tuple[Query, World, list[Premise]]:
+    query, world = read_question(question), read_facts(facts)
+    try:
+        if query.kind not in KINDS[world.category]:
+            raise ValueError(f"asked of {world.category}")
+        needed = needs(query, world)
+        conclude(query, needed)
+    except (LookupError, ValueError) as error:
+        raise ValueError(f"facts {facts!r} leave the question open: {question!r}") from error
+    return query, world, needed
 
 
 _SHAPE = f"({'|'.join(SHAPES)})"
 _COLOR = f"({'|'.join(COLORS)})"
 _POSITION = f"({'|'.join(sorted(POSITIONS, key=len, reverse=True))})"
-_N = r"(\d{1,4})"
+_N = r"([0-9]+)"  # of any length: sentences are short, see _LONGEST_SENTENCE
 _PREMISES = {
     "object": re.compile(rf"there is an? {_COLOR} {_SHAPE} at the {_POSITION}"),
     "count": re.compile(rf"there (?:is|are) {_N} {_SHAPE}s?"),
@@ -143,7 +174,7 @@ _PREMISES = {
 _RELATION = f"({'|'.join(RELATIONS)})"
 _INFERENCES = {
     "makes": re.compile(rf"that makes {_N} {_SHAPE}s?"),
-    "is": re.compile(rf"so it is (?:an? )?({'|'.join(COLORS + SHAPES)}|\d{{1,4}})"),
+    "is": re.compile(rf"so it is (?:an? )?({'|'.join(COLORS + SHAPES)}|[0-9]+)"),
     "relation": re.compile(
         rf"so the {_COLOR} {_SHAPE} is (not )?{_RELATION} the {_COLOR} {_SHAPE}"
     ),
@@ -153,17 +184,20 @@ _INFERENCES = {
     "arithmetic": re.compile(rf"{_N} (plus|minus) {_N} is {_N}"),
 }
 _LONGEST_SENTENCE = 120
+_LEAD = re.compile(r"^(?:[-*•]|\(?[0-9]{1,2}[.)]) ")  # of a list item
 Inference = tuple[str, tuple[str, ...]]
+Stated = dict[tuple[str, ...], Premise]
 
 
 def _plain(sentence: str) -> str:
-    return " ".join(sentence.lower().split()).rstrip(".! ")
+    """A sentence in the form in which it is read; empty if it is too long to be MiniWorld's."""
+    plain = " ".join(sentence.lower().split())
+    plain = _LEAD.sub("", plain).strip("*_` ").rstrip(".!*_` ")
+    return plain if len(plain) <= _LONGEST_SENTENCE else ""
 
 
 def read_premise(sentence: str) -> Premise | None:
     """Read a sentence as a statement about the image, or None."""
-    if len(sentence) > _LONGEST_SENTENCE:
-        return None
     plain = _plain(sentence)
     for kind, pattern in _PREMISES.items():
         if match := pattern.fullmatch(plain):
@@ -178,12 +212,11 @@ def read_premise(sentence: str) -> Premise | None:
 
 def read_inference(sentence: str) -> Inference | None:
     """Read a sentence as an inference, or None."""
-    if len(sentence) > _LONGEST_SENTENCE:
-        return None
     plain = _plain(sentence)
     for kind, pattern in _INFERENCES.items():
         if match := pattern.fullmatch(plain):
-            return kind, tuple(g or "" for g in match.groups())
+            groups = (g or "" for g in match.groups())
+            return kind, tuple(str(int(g)) if g.isdigit() else g for g in groups)
     return None
 
 
@@ -210,7 +243,7 @@ _ASKED = {
 
 
 def _check(
-    inference: Inference, query: Query, needed: list[Premise], stated: dict[tuple[str, ...], Premise]
+    inference: Inference, query: Query, needed: list[Premise], stated: Stated
 ) -> tuple[str | None, bool]:
     """The answer that an inference concludes (None: of another question), and if it follows.
 

@@ -1,0 +1,178 @@
+"""From judgments to preference pairs: aggregate each candidate's comparisons, keep best and worst.
+
+Every unordered pair of candidates was asked in both orders. The two answers are averaged after
+mapping them back to the candidates, which cancels a judge's preference for the first or second
+place. From the averaged probabilities `P_ij` (i better), `P_ji`, `P_0` each candidate gets a score
+in [-1, 1]; the best becomes chosen, the worst rejected, if their gap reaches the margin (SRC, stage
+4; the paper leaves the aggregation open, `confidence` is selfcal's reading of it).
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from selfcal.types import Candidate, Drop, Judgment, PreferencePair
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """One unordered pair i < j, both orders averaged; the three probabilities sum to 1."""
+
+    i: int
+    j: int
+    p_i: float
+    p_j: float
+    p_neutral: float
+
+
+def merge_orders(judgments: Iterable[Judgment]) -> list[Comparison]:
+    """Average the orders of each pair. An unscored judgment does not count as anything.
+
+    A pair whose other order is unscored keeps the one that was read; a pair with none is left out.
+    """
+    votes: dict[tuple[int, int], list[tuple[float, float, float]]] = defaultdict(list)
+    for g in judgments:
+        if g.verdict is None:
+            continue
+        if g.first < g.second:
+            votes[g.first, g.second].append((g.p_first, g.p_second, g.p_neutral))
+        else:
+            votes[g.second, g.first].append((g.p_second, g.p_first, g.p_neutral))
+    return [
+        Comparison(i, j, *(sum(p) / len(ps) for p in zip(*ps, strict=True)))
+        for (i, j), ps in sorted(votes.items())
+    ]
+
+
+Scores = dict[int, float]
+Aggregator = Callable[[Sequence[Comparison]], Scores]
+
+
+def confidence(comparisons: Sequence[Comparison]) -> Scores:
+    """`S_i = sum_j c_ij s_ij / sum_j c_ij`.
+
+    The verdict is the most probable outcome, `c` its probability, `s` +1 / -1 / 0 for a win, a loss
+    and a neutral verdict of i (a tie between outcomes counts as neutral). Neutral verdicts thus pull
+    towards 0 by their confidence.
+    """
+    gained: Scores = defaultdict(float)
+    weight: Scores = defaultdict(float)
+    for c in comparisons:
+        best = max(c.p_i, c.p_j, c.p_neutral)
+        sign = (c.p_i == best) - (c.p_j == best) if c.p_neutral < best else 0
+        for candidate, s in ((c.i, sign), (c.j, -sign)):
+            gained[candidate] += best * s
+            weight[candidate] += best
+    return {i: gained[i] / weight[i] for i in weight}
+
+
+def expected(comparisons: Sequence[Comparison]) -> Scores:
+    """`S_i` = mean over j of `P_ij - P_ji`."""
+    sums: Scores = defaultdict(float)
+    n: dict[int, int] = defaultdict(int)
+    for c in comparisons:
+        for candidate, gain in ((c.i, c.p_i - c.p_j), (c.j, c.p_j - c.p_i)):
+            sums[candidate] += gain
+            n[candidate] += 1
+    return {i: sums[i] / n[i] for i in n}
+
+
+def majority(comparisons: Sequence[Comparison]) -> Scores:
+    """Wins minus losses over comparisons, whatever the confidence."""
+    return expected(
+        [
+            Comparison(c.i, c.j, float(top == 0), float(top == 1), float(top == 2))
+            for c in comparisons
+            for top in [_argmax(c)]
+        ]
+    )
+
+
+def _argmax(c: Comparison) -> int:
+    best = max(c.p_i, c.p_j, c.p_neutral)
+    winners = [k for k, p in enumerate((c.p_i, c.p_j, c.p_neutral)) if p == best]
+    return winners[0] if len(winners) == 1 else 2
+
+
+def bradley_terry(comparisons: Sequence[Comparison]) -> Scores:
+    """Bradley-Terry strengths, a neutral outcome counted half to each side, squashed to [-1, 1].
+
+    Maximum a posteriori by Hunter's (2004) minorization-maximization. The prior is one imagined
+    comparison of every candidate with an average opponent, won half, which keeps an undefeated
+    candidate finite. The score is `tanh(log strength / 2)`: the expected gain against the average.
+    """
+    players = sorted({k for c in comparisons for k in (c.i, c.j)})
+    wins: Scores = dict.fromkeys(players, 0.5)
+    for c in comparisons:
+        wins[c.i] += c.p_i + c.p_neutral / 2
+        wins[c.j] += c.p_j + c.p_neutral / 2
+    strength: Scores = dict.fromkeys(players, 1.0)
+    for _ in range(500):
+        games = {i: 1 / (strength[i] + 1) for i in players}
+        for c in comparisons:
+            share = 1 / (strength[c.i] + strength[c.j])
+            games[c.i] += share
+            games[c.j] += share
+        new = {i: wins[i] / games[i] for i in players}
+        moved = max((abs(math.log(new[i] / strength[i])) for i in players), default=0.0)
+        strength = new
+        if moved < 1e-10:
+            break
+    return {i: math.tanh(math.log(strength[i]) / 2) for i in players}
+
+
+AGGREGATORS: dict[str, Aggregator] = {
+    "confidence": confidence,
+    "expected": expected,
+    "bradley_terry": bradley_terry,
+    "majority": majority,
+}
+
+
+def curate(
+    candidates: Sequence[Candidate],
+    judgments: Sequence[Judgment],
+    aggregate: Aggregator = confidence,
+    margin: float = 0.0,
+) -> tuple[list[PreferencePair], list[Drop]]:
+    """One preference pair a sample, or the named reason why there is none.
+
+    Reasons: `one-candidate`, `unscored` (no comparison could be read), `no-gap` (all scores equal),
+    `below-margin`. Ties for best or worst go to the candidate that the model finds likelier, so that
+    the result does not depend on order.
+    """
+    texts: dict[str, dict[int, Candidate]] = defaultdict(dict)
+    for c in candidates:
+        texts[c.sample_id][c.index] = c
+    asked: dict[str, list[Judgment]] = defaultdict(list)
+    for g in judgments:
+        asked[g.sample_id].append(g)
+    pairs: list[PreferencePair] = []
+    drops: list[Drop] = []
+    for sample_id, own in texts.items():
+        outcome = _curate_one(sample_id, own, aggregate(merge_orders(asked[sample_id])), margin)
+        (pairs if isinstance(outcome, PreferencePair) else drops).append(outcome)  # type: ignore[arg-type]
+    return pairs, drops
+
+
+def _curate_one(
+    sample_id: str, own: dict[int, Candidate], scores: Scores, margin: float
+) -> PreferencePair | Drop:
+    if len(own) < 2:
+        return Drop(sample_id, "pairs", "one-candidate")
+    if len(scores) < 2:
+        return Drop(sample_id, "pairs", "unscored")
+    order = sorted(scores, key=lambda i: (-scores[i], -own[i].logprob, i))
+    best = order[0]
+    worst = min(scores, key=lambda i: (scores[i], -own[i].logprob, i))
+    gap = scores[best] - scores[worst]
+    if gap <= 0:
+        return Drop(sample_id, "pairs", "no-gap")
+    if gap < margin:
+        return Drop(sample_id, "pairs", "below-margin", f"{gap:.3f} < {margin:.3f}")
+    return PreferencePair(
+        sample_id, own[best].text, own[worst].text, best, worst, scores[best], scores[worst]
+    )

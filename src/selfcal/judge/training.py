@@ -1,0 +1,88 @@
+"""The R-Scorer's training data: candidates in, labelled pairs out, balanced in outcome.
+
+Pairs of candidates of training samples are drawn, a label-giving judge says which is better, and
+the outcomes are brought to equal numbers. The order of a pair is random; the training shows each
+pair in both orders. Some samples are held out, as a whole, for the quality report.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from typing import TYPE_CHECKING
+
+from selfcal.types import Candidate, Drop, LabelledPair, Sample
+
+if TYPE_CHECKING:
+    from selfcal.judge.labels import LabelGiver
+
+
+def label_pairs(
+    judge: LabelGiver,
+    samples: Sequence[Sample],
+    candidates: Mapping[str, Sequence[Candidate]],
+    per_sample: int,
+    seed: str,
+) -> tuple[list[LabelledPair], list[Drop]]:
+    """Draw pairs of candidates and have them labelled.
+
+    Args:
+        judge: gives the labels.
+        samples: whose candidates are compared.
+        candidates: the candidates of each sample, by its id.
+        per_sample: pairs drawn from each sample at most.
+        seed: with the sample's id, decides which pairs, and their order.
+
+    Returns:
+        The labelled pairs; and a drop `unreadable-label` for each label that could not be read,
+        `one-candidate` for each sample without a pair.
+    """
+    pairs: list[LabelledPair] = []
+    drops: list[Drop] = []
+    for sample in samples:
+        rng = random.Random(f"{seed}|{sample.id}")
+        own = list(combinations(candidates.get(sample.id, ()), 2))
+        if not own:
+            drops.append(Drop(sample.id, "judge/labels", "one-candidate"))
+        for pair in rng.sample(own, min(per_sample, len(own))):
+            first, second = rng.sample(pair, 2)
+            verdict = judge.compare(sample, first.text, second.text)
+            if verdict is None:
+                drops.append(Drop(sample.id, "judge/labels", "unreadable-label"))
+                continue
+            pairs.append(
+                LabelledPair(
+                    sample.id, sample.question, sample.facts, first.text, second.text, verdict
+                )
+            )
+    return pairs, drops
+
+
+def held_out(
+    pairs: Sequence[LabelledPair], share: float
+) -> tuple[list[LabelledPair], list[LabelledPair]]:
+    """Split by sample (by a hash of its id) into training pairs and held-out pairs."""
+    train: list[LabelledPair] = []
+    test: list[LabelledPair] = []
+    for pair in pairs:
+        digest = hashlib.sha256(f"held out {pair.sample_id}".encode()).digest()
+        place = int.from_bytes(digest[:4], "big") / 2**32
+        (test if place < share else train).append(pair)
+    return train, test
+
+
+def balance(pairs: Sequence[LabelledPair], seed: str) -> list[LabelledPair]:
+    """As many neutral pairs as there are of one side, by leaving out at random.
+
+    A pair that is not neutral is shown in both orders, so first and second are balanced already:
+    neutral pairs may be half as many as all the others. Other pairs are never left out.
+    """
+    neutral = [p for p in pairs if p.verdict == "neutral"]
+    decided = [p for p in pairs if p.verdict != "neutral"]
+    rng = random.Random(f"{seed}|balance")
+    kept = rng.sample(neutral, min(len(neutral), max(1, len(decided) // 2)))
+    mixed = decided + kept
+    rng.shuffle(mixed)
+    return mixed

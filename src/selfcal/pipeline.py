@@ -1,0 +1,219 @@
+"""Run a method's stages in order, in one folder, and resume where it was left.
+
+This is the only place that knows order, paths and fingerprints. A stage's fingerprint covers its
+name, its settings, the seed and the fingerprints of all it reads; a finished stage with the same
+fingerprint is never redone, and a changed setting redoes just what depends on it.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from selfcal.errors import SelfcalError
+from selfcal.methods import load_method
+from selfcal.recipe import Recipe
+from selfcal.stage import Stage, Work
+from selfcal.store import MANIFEST, JSON, RunLock, StageDir, StoreError, fingerprint, read_json, write_json
+from selfcal.types import Result
+
+RECIPE_FILE = "recipe.json"
+FORMAT = 1
+"""Version of what stages write; part of every fingerprint."""
+
+
+class Reporter(Protocol):
+    """Who is told how a run goes."""
+
+    def begins(self, stage: Stage, number: int, of: int) -> None:
+        """A stage starts."""
+
+    def moves(self, done: int, total: int) -> None:
+        """A stage got on."""
+
+    def ends(self, stage: Stage, stats: Mapping[str, JSON], seconds: float) -> None:
+        """A stage is done."""
+
+    def skips(self, stage: Stage, reused: bool) -> None:
+        """A stage was done before, here or in a run that is reused."""
+
+
+class Silent:
+    """A reporter that says nothing."""
+
+    def begins(self, stage: Stage, number: int, of: int) -> None:
+        """Nothing."""
+
+    def moves(self, done: int, total: int) -> None:
+        """Nothing."""
+
+    def ends(self, stage: Stage, stats: Mapping[str, JSON], seconds: float) -> None:
+        """Nothing."""
+
+    def skips(self, stage: Stage, reused: bool) -> None:
+        """Nothing."""
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A stage with its place in a run."""
+
+    stage: Stage
+    folder: StageDir
+
+
+def plan(recipe: Recipe) -> list[Stage]:
+    """The stages of a recipe, checked: every input is a stage before it.
+
+    Raises:
+        SelfcalError: unknown method, or a method that reads what it has not planned.
+    """
+    stages = load_method(recipe.method).plan(recipe)
+    known: set[str] = set()
+    for stage in stages:
+        missing = [name for name in stage.inputs if name not in known]
+        if missing or stage.name in known:
+            what = f"reads {', '.join(missing)} before it is made" if missing else "is planned twice"
+            raise SelfcalError(f"method {recipe.method!r}: stage {stage.name} {what}")
+        known.add(stage.name)
+    return stages
+
+
+def locate(recipe: Recipe, run: Path) -> list[Planned]:
+    """The stages of a recipe with their folders and fingerprints in a run."""
+    prints: dict[str, str] = {}
+    planned = []
+    for stage in plan(recipe):
+        inputs = {name: prints[name] for name in stage.inputs}
+        prints[stage.name] = fingerprint(FORMAT, stage.name, stage.settings, recipe.seed, inputs)
+        planned.append(Planned(stage, StageDir(run / stage.name, prints[stage.name])))
+    return planned
+
+
+def execute(
+    recipe: Recipe, run: Path, reporter: Reporter | None = None, reuse: Sequence[Path] = ()
+) -> None:
+    """Run a recipe, or go on with it.
+
+    Args:
+        recipe: what to run.
+        run: the folder of the run; made if missing.
+        reporter: who is told.
+        reuse: other runs, whose finished stages with the same fingerprint are linked, not redone.
+
+    Raises:
+        SelfcalError: another process works in the folder, or a stage failed in a foreseen way.
+    """
+    tell = reporter or Silent()
+    planned = locate(recipe, run)
+    _refuse_foreign(run)
+    with RunLock(run):
+        write_json(run / RECIPE_FILE, {"format": FORMAT, "recipe": recipe.model_dump(mode="json")})
+        folders = {p.stage.name: p.folder for p in planned}
+        for number, p in enumerate(planned, start=1):
+            if p.folder.done:
+                tell.skips(p.stage, reused=False)
+            elif _reuse(p, run, reuse):
+                tell.skips(p.stage, reused=True)
+            else:
+                tell.begins(p.stage, number, len(planned))
+                _perform(recipe, run, p, folders, tell)
+
+
+def _refuse_foreign(run: Path) -> None:
+    if run.is_file():
+        raise StoreError(f"{run} is a file; give a folder for the run")
+    if run.is_dir() and any(run.iterdir()) and not (run / RECIPE_FILE).exists():
+        names = {p.name for p in run.iterdir()} - {".lock", ".lock-holder"}
+        if names:
+            raise StoreError(f"{run} is not empty and is no run of selfcal; give another folder")
+
+
+def _perform(
+    recipe: Recipe, run: Path, p: Planned, folders: Mapping[str, StageDir], tell: Reporter
+) -> None:
+    p.folder.open()
+    inputs = {name: folders[name] for name in p.stage.inputs}
+    work = Work(run, p.stage, p.folder, inputs, recipe.seed, tell.moves)
+    _seed_libraries(work.integer_seed(), recipe.threads)
+    began = time.monotonic()
+    stats = p.stage.run(work)
+    seconds = time.monotonic() - began
+    p.folder.finish(stats, round(seconds, 2))
+    tell.ends(p.stage, stats, seconds)
+
+
+def _seed_libraries(seed: int, threads: int | None) -> None:
+    """Seed what libraries draw from globally, so that a resumed run equals an undisturbed one."""
+    import numpy as np
+    import torch
+
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+    if threads:
+        torch.set_num_threads(threads)
+
+
+def _reuse(p: Planned, run: Path, others: Sequence[Path]) -> bool:
+    for other in others:
+        there = StageDir(other / p.stage.name, p.folder.fingerprint)
+        if there.done and other.resolve() != run.resolve():
+            if p.folder.path.exists():
+                p.folder.open()  # moves other work aside
+                shutil.rmtree(p.folder.path)
+            shutil.copytree(
+                there.path,
+                p.folder.path,
+                copy_function=_link,
+                # nested stages ("iter-1/dpo" in "iter-1") have manifests of their own
+                ignore=shutil.ignore_patterns(MANIFEST, "*.partial"),
+            )
+            _link(there.path / MANIFEST, p.folder.path / MANIFEST)
+            return True
+    return False
+
+
+def _link(source: Any, target: Any) -> Any:
+    try:
+        os.link(source, target)
+    except OSError:  # another file system
+        shutil.copy2(source, target)
+    return target
+
+
+# --- looking at a run -----------------------------------------------------------------------
+
+
+def open_run(run: Path) -> Recipe:
+    """The recipe of a run.
+
+    Raises:
+        StoreError: the folder is no run.
+    """
+    if not (run / RECIPE_FILE).exists():
+        raise StoreError(f"{run} is no run of selfcal: it has no {RECIPE_FILE}")
+    try:
+        return Recipe.model_validate(read_json(run / RECIPE_FILE)["recipe"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise StoreError(f"{run / RECIPE_FILE}: cannot be read; run the recipe again") from error
+
+
+def results(run: Path) -> list[Result]:
+    """All results of a run so far, in the order of its checkpoints."""
+    recipe = open_run(run)
+    return [
+        r
+        for p in locate(recipe, run)
+        if p.stage.name.startswith("eval/") and p.folder.done
+        for r in p.folder.read("results", Result)
+    ]
+
+
+Loader = Callable[[], Any]

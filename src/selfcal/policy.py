@@ -1,0 +1,145 @@
+"""The policy: a vision-language model with its processor, loaded from a folder or the hub.
+
+What comes in are samples, what goes out are prompts, tensors and responses. The model's own
+processor decides everything about images, tokens and the chat template; nothing here knows a model
+family.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from selfcal.data import load_image
+from selfcal.errors import SelfcalError
+from selfcal.types import Sample
+
+if TYPE_CHECKING:
+    import torch
+
+SHIPPED = "miniworld:"
+
+
+class ModelError(SelfcalError):
+    """A model cannot be loaded or used: the text names it and the way out."""
+
+
+def model_path(name: str) -> str:
+    """Where a model lies: `miniworld:NAME` is shipped with selfcal, all else is left as it is.
+
+    Raises:
+        ModelError: no such model is shipped.
+    """
+    if not name.startswith(SHIPPED):
+        return name
+    shipped = Path(str(resources.files("selfcal.miniworld") / "assets"))
+    path = shipped / Path(name.removeprefix(SHIPPED)).name
+    if not path.is_dir():
+        have = ", ".join(sorted(p.name for p in shipped.glob("*") if p.is_dir())) or "none"
+        raise ModelError(f"{name}: no such model is shipped (shipped: {have})")
+    return str(path)
+
+
+def pick_device(name: str) -> str:
+    """`auto` is the first GPU, or else the CPU."""
+    import torch
+
+    if name != "auto":
+        return name
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """A loaded model, ready for inference."""
+
+    model: Any
+    processor: Any
+    device: str
+
+    @property
+    def tokenizer(self) -> Any:
+        """The processor's tokenizer."""
+        return self.processor.tokenizer
+
+    @property
+    def pad_id(self) -> int:
+        """Token id used for padding."""
+        pad = self.tokenizer.pad_token_id
+        return int(self.tokenizer.eos_token_id if pad is None else pad)
+
+    @property
+    def stop_ids(self) -> frozenset[int]:
+        """Token ids that end a response, by the model's own generation settings."""
+        eos = self.model.generation_config.eos_token_id
+        ids = {self.tokenizer.eos_token_id, *(eos if isinstance(eos, list) else [eos])}
+        return frozenset(int(i) for i in ids if i is not None)
+
+    def encode(self, samples: Sequence[Sample]) -> dict[str, torch.Tensor]:
+        """Prompts and images of samples as one left-padded batch on the policy's device."""
+        batch = self.processor(
+            images=[load_image(Path(s.image)) for s in samples],
+            text=[prompt_text(self.processor, s.question) for s in samples],
+            padding=True,
+            padding_side="left",
+            return_tensors="pt",
+            add_special_tokens=False,  # the chat template has written them
+        )
+        moved = batch.to(self.device)
+        return {
+            k: v.to(self.model.dtype) if v.is_floating_point() else v for k, v in moved.items()
+        }
+
+    def respond(self, samples: Sequence[Sample], max_new_tokens: int) -> list[str]:
+        """The greedy response to each sample."""
+        import torch
+
+        batch = self.encode(samples)
+        with torch.inference_mode():
+            out = self.model.generate(
+                **batch, do_sample=False, max_new_tokens=max_new_tokens, pad_token_id=self.pad_id
+            )
+        new = out[:, batch["input_ids"].shape[1] :]
+        return [t.strip() for t in self.tokenizer.batch_decode(new, skip_special_tokens=True)]
+
+
+def user_turn(question: str) -> list[dict[str, Any]]:
+    """The conversation that asks a question about one image."""
+    return [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}]
+
+
+def prompt_text(processor: Any, question: str) -> str:
+    """The prompt up to where the response begins, by the model's own chat template."""
+    text = processor.apply_chat_template(
+        user_turn(question), tokenize=False, add_generation_prompt=True
+    )
+    return str(text)
+
+
+def load_policy(
+    name: str, dtype: str = "float32", device: str = "auto", trust_remote_code: bool = False
+) -> Policy:
+    """Load a vision-language model and its processor.
+
+    Raises:
+        ModelError: it cannot be found or is no image-text-to-text model.
+    """
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    path = model_path(name)
+    where = pick_device(device)
+    try:
+        processor = AutoProcessor.from_pretrained(path, trust_remote_code=trust_remote_code)
+        model = AutoModelForImageTextToText.from_pretrained(
+            path, dtype=dtype, trust_remote_code=trust_remote_code
+        )
+    except (OSError, ValueError, KeyError) as error:
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ModelError(
+            f"policy {name}: cannot be loaded as an image-text-to-text model ({first}); "
+            "give a folder with model and processor, or a hub name"
+        ) from error
+    return Policy(model.to(where).eval(), processor, where)

@@ -1,0 +1,288 @@
+"""A recipe: YAML in, frozen settings out.
+
+A recipe says everything that a run depends on. It is read once, at the edge; stages take plain
+parameters or one of the small settings classes below. Unknown keys fail with the nearest known one.
+Defaults here are the paper's where the paper gives a number (SRC, ICML 2025, arXiv 2509.13919).
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from selfcal.errors import SelfcalError
+
+Positive = Annotated[int, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class RecipeError(SelfcalError):
+    """A recipe cannot be read: the text names file, key and way out."""
+
+
+class Settings(BaseModel):
+    """Frozen settings that refuse unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Data(Settings):
+    """Where samples come from and how many of them each part of the run gets."""
+
+    source: str = "miniworld"
+    """`miniworld`, or a folder with `rft`, `calibration`, `dev` and `test` as .jsonl or .parquet."""
+    rft: Positive = 20_000
+    calibration: Positive = 12_000
+    dev: Positive = 500
+    test: Positive = 1_000
+    mix: dict[str, float] = Field(default_factory=dict)
+    """Weight of each category; empty takes samples as they come."""
+    repeat: bool = True
+    """Whether every iteration searches the same calibration samples; otherwise each its own part."""
+
+
+class Policy(Settings):
+    """The model to calibrate."""
+
+    model: str = "miniworld:mini-llava"
+    """`miniworld:NAME` (shipped), a folder, or a name on the Hugging Face hub."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    device: str = "auto"
+    trust_remote_code: bool = False
+    """Runs code that comes with the model. Only for a model whose code you have read."""
+
+
+class Endpoint(Settings):
+    """An OpenAI-compatible server."""
+
+    base_url: str = "http://127.0.0.1:8000/v1"
+    model: str = ""
+    api_key_env: str = "OPENAI_API_KEY"
+    """Environment variable that holds the key; the key itself never stands in a recipe."""
+    temperature: Annotated[float, Field(ge=0)] = 0.0
+    max_tokens: Positive = 1024
+    timeout: Annotated[float, Field(gt=0)] = 120.0
+    retries: Annotated[int, Field(ge=0)] = 4
+
+
+class Teacher(Settings):
+    """Who writes the rationale-answer pairs of stage 1."""
+
+    kind: Literal["miniworld", "endpoint"] = "miniworld"
+    error_rate: Share = 0.05
+    """MiniWorld's teacher errs this often, as a real one does."""
+    endpoint: Endpoint = Endpoint()
+
+
+class Lora(Settings):
+    """A LoRA adapter on the language model's linear layers."""
+
+    rank: Positive
+    alpha: Positive
+    dropout: Share = 0.0
+
+
+class Training(Settings):
+    """One training by TRL."""
+
+    lora: Lora | None = None
+    """None trains all weights."""
+    learning_rate: Annotated[float, Field(gt=0)]
+    batch_size: Positive = 16
+    """Samples an optimizer step."""
+    micro_batch_size: Positive | None = None
+    """Samples a forward pass; None: the whole batch. The rest is gradient accumulation."""
+    epochs: Annotated[float, Field(gt=0)] = 1.0
+    steps: Positive | None = None
+    """Optimizer steps; overrides `epochs`."""
+    scheduler: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup: Share = 0.03
+    """Share of the steps."""
+    max_length: Positive = 2048
+    """Rows with more tokens than this are left out and counted, never cut."""
+    save_steps: Positive | None = None
+    """Checkpoint interval for resuming; None: a killed training starts over."""
+    gradient_checkpointing: bool = False
+
+
+class Dpo(Training):
+    """Stage 4: DPO with an SFT term on the chosen response (RPO)."""
+
+    beta: Annotated[float, Field(gt=0)] = 0.1
+    sft_weight: Annotated[float, Field(ge=0)] = 0.02
+
+
+class Search(Settings):
+    """Stage 2: sentence-level beam search."""
+
+    candidates: Positive = 6
+    """Distinct responses wanted a sample."""
+    branch: Positive = 2
+    """Continuations sampled for each candidate wanted, at every sentence."""
+    keep: Literal["stochastic", "likelihood"] = "stochastic"
+    """Which paths go on: sampled without replacement by path probability, or the most likely."""
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    max_sentences: Positive = 12
+    sentence_tokens: Positive = 80
+    batch_rows: Positive = 384
+    """Rows decoded at once; bounds memory."""
+
+
+class Labels(Settings):
+    """Who gives the R-Scorer its training verdicts."""
+
+    kind: Literal["verifier", "endpoint"] = "verifier"
+    endpoint: Endpoint = Endpoint()
+
+
+class Judge(Settings):
+    """Stage 3: the R-Scorer."""
+
+    kind: Literal["rscorer", "guess", "verifier"] = "rscorer"
+    """`rscorer` is the method. `guess` (random verdicts) and `verifier` (the truth, MiniWorld only)
+    are controls."""
+    model: str = "miniworld:mini-judge"
+    prompt: str | None = None
+    """A Jinja2 template over question, facts, first, second; None: the built-in one."""
+    labels: Labels = Labels()
+    samples: Positive = 2_000
+    """Training samples whose candidates are compared for labels."""
+    pairs_per_sample: Positive = 4
+    holdout: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """Share of those samples kept for the quality report."""
+    train: Training = Training(learning_rate=1e-5, lora=Lora(rank=16, alpha=32))
+    batch_size: Positive = 64
+    min_mass: Share = 0.1
+    """A comparison whose verdict words together have less probability than this is unscored."""
+
+
+class Curate(Settings):
+    """Stage 4: from verdicts to preference pairs."""
+
+    aggregator: Literal["confidence", "expected", "bradley_terry", "majority"] = "confidence"
+    margin: Annotated[float, Field(ge=0)] = 0.0
+    """Least score gap of a pair."""
+
+
+class Evaluate(Settings):
+    """The measurement after every checkpoint."""
+
+    splits: tuple[Literal["dev", "test"], ...] = ("dev", "test")
+    batch_size: Positive = 64
+    max_new_tokens: Positive = 512
+
+
+class Recipe(Settings):
+    """A whole run."""
+
+    name: str
+    method: str = "src"
+    seed: int = 0
+    iterations: Positive = 3
+    data: Data = Data()
+    policy: Policy = Policy()
+    teacher: Teacher = Teacher()
+    rft: Training = Training(learning_rate=1e-5, lora=Lora(rank=4, alpha=8))
+    search: Search = Search()
+    judge: Judge = Judge()
+    curate: Curate = Curate()
+    dpo: Dpo = Dpo(learning_rate=5e-7, lora=Lora(rank=256, alpha=512))
+    evaluate: Evaluate = Evaluate()
+    threads: Positive | None = None
+    """CPU threads of torch; None leaves torch's own choice. Does not change what is computed."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Recipe:
+        for name in ("teacher", "judge"):
+            part = getattr(self, name)
+            endpoint = part.labels if name == "judge" else part
+            if endpoint.kind == "endpoint" and not endpoint.endpoint.model:
+                raise ValueError(f"{name}: kind `endpoint` needs endpoint.model")
+        return self
+
+
+def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe file and apply `key=value` overrides (dotted keys, YAML values).
+
+    Raises:
+        RecipeError: unreadable file, broken YAML, unknown key or bad value.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: cannot be read ({error}); give the path of a recipe") from error
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{path}: not valid YAML: {_yaml_place(error)}") from error
+    if not isinstance(values, dict):
+        raise RecipeError(f"{path}: a recipe is a mapping of keys to values, this is not one")
+    for override in overrides:
+        _override(values, override)
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        raise RecipeError(_explain(str(path), error)) from error
+
+
+def _yaml_place(error: yaml.YAMLError) -> str:
+    mark = getattr(error, "problem_mark", None)
+    where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+    return where + str(getattr(error, "problem", None) or error)
+
+
+def _override(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key.strip():
+        raise RecipeError(f"--set {override!r}: write key=value, for example --set seed=1")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"--set {override!r}: {_yaml_place(error)}") from error
+    if isinstance(value, str):
+        try:  # YAML 1.1 reads 5e-4 as text
+            value = float(value)
+        except ValueError:
+            pass
+    *parents, last = key.strip().split(".")
+    at = values
+    for parent in parents:
+        below = at.setdefault(parent, {})
+        if not isinstance(below, dict):
+            raise RecipeError(f"--set {override!r}: {parent} holds a value, not settings")
+        at = below
+    at[last] = value
+
+
+def _explain(source: str, error: ValidationError) -> str:
+    lines = []
+    for problem in error.errors():
+        place = ".".join(str(p) for p in problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            near = nearest(str(problem["loc"][-1]), _known(problem["loc"][:-1]))
+            lines.append(f"{source}: unknown key `{place}`" + (f"; did you mean `{near}`?" if near else ""))
+        else:
+            lines.append(f"{source}: {place or 'recipe'}: {problem['msg']}")
+    return "\n".join(lines)
+
+
+def _known(place: tuple[int | str, ...]) -> list[str]:
+    model: Any = Recipe
+    for part in place:
+        field = model.model_fields.get(part) if hasattr(model, "model_fields") else None
+        if field is None:
+            return []
+        kinds = [field.annotation, *getattr(field.annotation, "__args__", ())]
+        model = next((k for k in kinds if hasattr(k, "model_fields")), None)
+    return list(model.model_fields) if model else []
+
+
+def nearest(name: str, known: Sequence[str] | Mapping[str, Any]) -> str | None:
+    """The known name that looks most like this one."""
+    return next(iter(difflib.get_close_matches(name, list(known), n=1, cutoff=0.4)), None)

@@ -1,0 +1,5 @@
+"""Stage 2: diverse candidates by sentence-level beam search."""
+
+from selfcal.search.beam import SearchLimits, search
+
+__all__ = ["SearchLimits", "search"]

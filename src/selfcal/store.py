@@ -1,0 +1,396 @@
+"""Files on disk: records go in, and come out whole or not at all.
+
+Every file is written under a temporary name (`.NAME.*.partial`), synced and renamed, so a name
+that can be read is a file that was finished; what a killed writer leaves keeps its `.partial`
+ending and is never read. Records are Parquet files (see `parquet`), and a stage keeps them as
+shards in a `StageDir`; its manifest is written last, so its existence means the stage is done. A
+`RunLock` keeps a second process out of the run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import hashlib
+import json
+import os
+import re
+import secrets
+import shutil
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+
+from filelock import FileLock, Timeout
+
+from selfcal import parquet
+from selfcal.errors import StoreError
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+T = TypeVar("T", bound="DataclassInstance")
+JSON: TypeAlias = str | int | float | bool | Sequence["JSON"] | Mapping[str, "JSON"] | None
+
+PARTIAL, MANIFEST, MARKER = ".partial", "manifest.json", "stage.json"
+
+_REMAKE = f"delete it and the {MANIFEST} beside it, then run the same command again: it is remade"
+_WAYS_OUT = {
+    errno.ENOSPC: "free some space",
+    errno.EDQUOT: "free some of the quota",
+    errno.EROFS: "make the file system writable or choose another folder",
+    errno.EACCES: "give this user access or choose another folder",
+    errno.ENOENT: f"delete the {MANIFEST} beside it if there is one",
+}
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file atomically and durably; missing folders are made.
+
+    Raises:
+        StoreError: The system refused (disk full, read-only, no permission, ...). A file that was
+            at `path` before is still there.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}{PARTIAL}")
+    with _explained("write", path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with temporary.open("xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:  # an interrupt must not leave half a file either
+            with suppress(OSError):  # the first error is the one to tell
+                temporary.unlink(missing_ok=True)
+            raise
+        _sync(path.parent)  # only now would the rename outlive a power cut
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text as `write_bytes` does, with its errors."""
+    write_bytes(path, text.encode())
+
+
+def write_json(path: Path, obj: JSON) -> None:
+    """Write JSON as `write_bytes` does, with its errors.
+
+    Raises:
+        ValueError: A number is NaN or infinite. JSON has no such number; it has null.
+    """
+    write_text(path, json.dumps(obj, indent=2, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        StoreError: It is missing, not readable, or no JSON.
+    """
+    with _explained("read", path):
+        data = path.read_bytes()
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise StoreError(f"{path} is damaged ({error}): {_REMAKE}") from error
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        # Some network file systems can't sync a folder; the rename is all there is then.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _explained(doing: str, path: Path) -> Iterator[None]:
+    """Turn an OSError into a StoreError that names the path, the reason and the way out."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error) or type(error).__name__
+        way_out = _WAYS_OUT.get(error.errno or 0, "mend that")
+        message = f"cannot {doing} {path}: {reason}; {way_out}, then run the same command again"
+        raise StoreError(f"{message}: it resumes") from error
+
+
+def write_records(path: Path, records: Sequence[T], kind: type[T]) -> None:
+    """Write records, all of one kind, as a Parquet file; an empty list is fine.
+
+    Raises:
+        StoreError: The system refused.
+        TypeError: `kind` has a field of a type that has no column, a record is of another kind,
+            or a value does not fit its field.
+    """
+    try:
+        data = parquet.encode(records, kind)
+    except TypeError as error:
+        raise TypeError(f"cannot write {path}: {error}") from error
+    write_bytes(path, data)
+
+
+def read_records(path: Path, kind: type[T]) -> list[T]:
+    """Read the records of a file that `write_records` wrote.
+
+    Raises:
+        StoreError: The file is missing, damaged, or holds records of another kind.
+        TypeError: `kind` has a field of a type that has no column.
+    """
+    with _explained("read", path):
+        data = path.read_bytes()
+    try:
+        return parquet.decode(data, kind)
+    except ValueError as error:
+        raise StoreError(f"{path} {error}: if it is the right file, {_REMAKE}") from error
+
+
+def fingerprint(*parts: object) -> str:
+    """Give 16 hex digits that name these settings: sha256 over their canonical JSON.
+
+    Parts are JSON values, dataclasses and pydantic models, nested as they like; a tuple counts as
+    a list. A path is refused, as the same run has other paths on another machine: give the
+    `file_digest` or `tree_digest` of what it points to.
+
+    Raises:
+        TypeError: A part is, or holds, a path or anything else that has no JSON form.
+    """
+    text = json.dumps(parts, sort_keys=True, separators=(",", ":"), default=_as_dict)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _as_dict(value: object) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+    if hasattr(value, "model_dump") and not isinstance(value, type):  # a pydantic model
+        return value.model_dump()
+    hint = ": use the digest of what it points to" if isinstance(value, os.PathLike) else ""
+    raise TypeError(f"cannot fingerprint {value!r} ({type(value).__name__}){hint}")
+
+
+def file_digest(path: Path) -> str:
+    """Give the sha256 of a file's content, in hex.
+
+    Raises:
+        StoreError: It is missing or not readable.
+    """
+    with _explained("read", path), path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def tree_digest(folder: Path) -> str:
+    """Give the sha256 over the relative names and contents of a folder's files, in hex.
+
+    Raises:
+        StoreError: The folder, or a file in it, is missing or not readable.
+    """
+    files = [[name, file_digest(folder / name)] for name in _files(folder)]
+    return hashlib.sha256(json.dumps(files).encode()).hexdigest()
+
+
+def _files(folder: Path) -> list[str]:
+    """Relative names of all finished files below a folder, sorted; links are followed."""
+
+    def fail(error: OSError) -> None:
+        raise error  # os.walk would pass over what it can't list
+
+    found = []
+    with _explained("read", folder):
+        for root, _, names in os.walk(folder, onerror=fail, followlinks=True):
+            found += [Path(root, name) for name in names if not name.endswith(PARTIAL)]
+    return sorted(path.relative_to(folder).as_posix() for path in found)
+
+
+@dataclass(frozen=True)
+class StageDir:
+    """The folder of one stage: shards of records, any other files, and the manifest.
+
+    `open`, then `write_shard` for each shard that it not yet `has`, then `finish`; a process that
+    is killed on the way resumes at the first missing shard. The fingerprint stands for all that
+    the content follows from: work of another fingerprint is moved aside, never mixed in.
+    """
+
+    path: Path
+    fingerprint: str
+
+    @property
+    def done(self) -> bool:
+        """Whether the stage is finished, with this fingerprint; `verify` looks at its files."""
+        return _fingerprint_in(self.path / MANIFEST) == self.fingerprint
+
+    def open(self) -> None:
+        """Prepare the folder for work: keep this fingerprint's shards, move other work aside.
+
+        Other work goes to `NAME.old-FINGERPRINT` beside the folder. A manifest of this
+        fingerprint is deleted, because the stage is at work again.
+
+        Raises:
+            StoreError: The system refused.
+        """
+        with _explained("prepare", self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            if (other := self._other_work()) is not None:
+                aside = self.path.with_name(f"{self.path.name}.old-{other}")
+                if aside.exists():
+                    shutil.rmtree(aside)
+                self.path.rename(aside)
+            for leftover in self.path.rglob(f"*{PARTIAL}"):
+                if leftover.is_file():
+                    leftover.unlink()
+            (self.path / MANIFEST).unlink(missing_ok=True)
+        write_json(self.path / MARKER, {"fingerprint": self.fingerprint})
+
+    def _other_work(self) -> str | None:
+        """Fingerprint of the work that lies here, fit for a file name; None if it is our own."""
+        found = _files(self.path)
+        prints = [_fingerprint_in(self.path / mark) for mark in (MARKER, MANIFEST) if mark in found]
+        if not prints and found:
+            return "unknown"  # files that no stage answers for
+        other = next((mark for mark in prints if mark != self.fingerprint), None)
+        return other if other is None or re.fullmatch(r"\w{1,64}", other) else "unknown"
+
+    def shard(self, name: str, i: int) -> Path:
+        """Give the path of shard `i`, counted from 0, of the records called `name`.
+
+        Raises:
+            ValueError: `i` is negative, or the name is not of lower-case letters, digits, _ and -.
+        """
+        if not re.fullmatch(r"[a-z][a-z0-9_-]*", name) or i < 0:
+            raise ValueError(f"no name for a shard: {name!r}, {i}")
+        return self.path / f"{name}-{i:05d}.parquet"
+
+    def has(self, name: str, i: int) -> bool:
+        """Whether the shard is written; if so, it is whole."""
+        return self.shard(name, i).is_file()
+
+    def write_shard(self, name: str, i: int, records: Sequence[T], kind: type[T]) -> None:
+        """Write one shard as `write_records` does, with its errors."""
+        write_records(self.shard(name, i), records, kind)
+
+    def read(self, name: str, kind: type[T]) -> list[T]:
+        """Read all shards of that name, in order.
+
+        Raises:
+            StoreError: There is none, one is missing in between or against the manifest, or one
+                is damaged or of another kind.
+        """
+        manifest = (self.path / MANIFEST).exists()
+        files = self.manifest()["files"] if manifest else _files(self.path)
+        pattern = re.compile(rf"{re.escape(name)}-\d{{5,}}\.parquet")
+        count = sum(pattern.fullmatch(file) is not None for file in files)
+        if not count:
+            raise StoreError(
+                f"{self.path} has no shard of {name!r}: run the stage before it is read"
+            )
+        # Of n shards, the last is n - 1: a gap shows as a file that can't be read.
+        return [row for i in range(count) for row in read_records(self.shard(name, i), kind)]
+
+    def finish(self, stats: Mapping[str, JSON], seconds: float) -> None:
+        """Write the manifest: the stage is done, after `seconds` of work.
+
+        Raises:
+            StoreError: The system refused.
+            ValueError: A number in `stats` is NaN or infinite.
+        """
+        names = [name for name in _files(self.path) if name not in (MARKER, MANIFEST)]
+        with _explained("sync", self.path):
+            for name in names:
+                _sync(self.path / name)  # other writers' files, such as an adapter's, may not be
+        manifest: dict[str, JSON] = {
+            "fingerprint": self.fingerprint,
+            "written": datetime.now(UTC).isoformat(timespec="seconds"),
+            "seconds": seconds,
+            "stats": stats,
+            "files": {name: _entry(self.path / name) for name in names},
+        }
+        write_json(self.path / MANIFEST, manifest)
+
+    def manifest(self) -> dict[str, Any]:
+        """Read the manifest: `fingerprint`, `written`, `seconds`, `stats` and `files`.
+
+        Raises:
+            StoreError: There is none, or it is damaged.
+        """
+        found = read_json(path := self.path / MANIFEST)
+        if not isinstance(found, dict) or not isinstance(found.get("files"), dict):
+            raise StoreError(f"{path} is no manifest: delete it, then run the same command again")
+        return found
+
+    def verify(self) -> list[str]:
+        """Name the files that are missing, or changed against the manifest's digests.
+
+        Raises:
+            StoreError: There is no manifest, or a file is not readable.
+        """
+        return [
+            name
+            for name, entry in self.manifest()["files"].items()
+            if not (path := self.path / name).is_file() or _entry(path) != entry
+        ]
+
+
+def _entry(path: Path) -> dict[str, JSON]:
+    return {"sha256": file_digest(path), "size": path.stat().st_size}
+
+
+def _fingerprint_in(path: Path) -> str:
+    try:
+        return str(read_json(path)["fingerprint"])
+    except (StoreError, LookupError, TypeError):
+        return ""
+
+
+class RunLock:
+    """Keeps other processes out of a run, for as long as the `with` block lasts.
+
+    The operating system holds the lock (`.lock`), so it goes with a process that dies. Who holds
+    it stands beside it in `.lock-holder`, for the message only.
+    """
+
+    def __init__(self, run: Path) -> None:
+        """Name the folder of the run; nothing is locked yet."""
+        self._run, self._holder = run, run / ".lock-holder"
+        self._lock = FileLock(run / ".lock", thread_local=False)
+
+    def __enter__(self) -> RunLock:
+        """Take the lock.
+
+        Raises:
+            StoreError: Another process works on this run, or the system refused.
+        """
+        with _explained("lock", self._run):
+            self._run.mkdir(parents=True, exist_ok=True)
+            try:
+                self._lock.acquire(timeout=0)
+            except Timeout as error:  # an OSError, too
+                raise StoreError(
+                    f"{self._run} is in use by {self._who()}: wait until it is done, or end it "
+                    "and its workers, then run the same command again: it resumes"
+                ) from error
+        try:
+            write_json(self._holder, {"pid": os.getpid(), "host": socket.gethostname()})
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Give the lock back."""
+        with suppress(OSError):  # first, as after the release it may be the next holder's
+            self._holder.unlink(missing_ok=True)
+        self._lock.release()
+
+    def _who(self) -> str:
+        try:
+            holder = read_json(self._holder)
+            return f"process {holder['pid']} on {holder['host']}"
+        except (StoreError, LookupError, TypeError):
+            return "another process"  # it has the lock, and is about to write its name
