@@ -252,7 +252,7 @@ def _arguments(settings: Training, run: Run, rows: int) -> dict[str, Any]:
         "lr_scheduler_type": settings.scheduler,
         "warmup_steps": math.ceil(steps * settings.warmup),
         "max_length": None,  # checked before: TRL would cut, image tokens included
-        "gradient_checkpointing": settings.gradient_checkpointing,
+        "activation_checkpointing": settings.gradient_checkpointing,
         "bf16": run.dtype == "bfloat16",
         "use_cpu": pick_device(run.device) == "cpu",
         "seed": run.seed,

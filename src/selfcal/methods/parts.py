@@ -105,7 +105,9 @@ def teach(recipe: Recipe) -> Stage:
         if settings.kind == "miniworld":
             who: teacher.Teacher = teacher.MiniWorldTeacher(settings.error_rate, work.seed)
         else:
-            who = teacher.ChatTeacher(**settings.endpoint.model_dump())
+            from selfcal.chat import ChatClient
+
+            who = teacher.ChatTeacher(ChatClient(**settings.endpoint.model_dump()))
 
         def rewrite(part: Sequence[Sample]) -> Shards:
             raps, drops = teacher.rewrite(who, part)
@@ -255,11 +257,13 @@ def r_scorer(recipe: Recipe) -> list[Stage]:
         return _search(recipe, work, "rft", work.samples("data", "rft")[: settings.samples])
 
     def label(work: Work) -> Mapping[str, JSON]:
+        from selfcal.chat import ChatClient
         from selfcal.judge.labels import ChatLabels, VerifierLabels
         from selfcal.judge.training import balance, held_out, label_pairs
 
         chat = settings.labels.kind == "endpoint"
-        who: Any = ChatLabels(**settings.labels.endpoint.model_dump()) if chat else VerifierLabels()
+        server = settings.labels.endpoint.model_dump()
+        who: Any = ChatLabels(ChatClient(**server)) if chat else VerifierLabels()
         own = _by_sample(work.read("judge/candidates", "candidates", Candidate))
         samples = [s for s in work.samples("data", "rft") if s.id in own]
 
