@@ -55,8 +55,8 @@ def confidence(comparisons: Sequence[Comparison]) -> Scores:
     """`S_i = sum_j c_ij s_ij / sum_j c_ij`.
 
     The verdict is the most probable outcome, `c` its probability, `s` +1 / -1 / 0 for a win, a loss
-    and a neutral verdict of i (a tie between outcomes counts as neutral). Neutral verdicts thus pull
-    towards 0 by their confidence.
+    and a neutral verdict of i (a tie between outcomes counts as neutral). Neutral verdicts thus
+    pull towards 0 by their confidence.
     """
     gained: Scores = defaultdict(float)
     weight: Scores = defaultdict(float)
@@ -119,7 +119,7 @@ def bradley_terry(comparisons: Sequence[Comparison]) -> Scores:
         new = {i: wins[i] / games[i] for i in players}
         moved = max((abs(math.log(new[i] / strength[i])) for i in players), default=0.0)
         strength = new
-        if moved < 1e-10:
+        if moved < 1e-12:
             break
     return {i: math.tanh(math.log(strength[i]) / 2) for i in players}
 
@@ -132,6 +132,10 @@ AGGREGATORS: dict[str, Aggregator] = {
 }
 
 
+_DIGITS = 9
+"""Scores and gaps count to so many decimals, so that no rounding error makes or breaks a tie."""
+
+
 def curate(
     candidates: Sequence[Candidate],
     judgments: Sequence[Judgment],
@@ -141,8 +145,8 @@ def curate(
     """One preference pair a sample, or the named reason why there is none.
 
     Reasons: `one-candidate`, `unscored` (no comparison could be read), `no-gap` (all scores equal),
-    `below-margin`. Ties for best or worst go to the candidate that the model finds likelier, so that
-    the result does not depend on order.
+    `below-margin`. Ties for best or worst go to the candidate that the model finds likelier, so
+    that the result does not depend on order.
     """
     texts: dict[str, dict[int, Candidate]] = defaultdict(dict)
     for c in candidates:
@@ -154,7 +158,10 @@ def curate(
     drops: list[Drop] = []
     for sample_id, own in texts.items():
         outcome = _curate_one(sample_id, own, aggregate(merge_orders(asked[sample_id])), margin)
-        (pairs if isinstance(outcome, PreferencePair) else drops).append(outcome)  # type: ignore[arg-type]
+        if isinstance(outcome, Drop):
+            drops.append(outcome)
+        else:
+            pairs.append(outcome)
     return pairs, drops
 
 
@@ -165,10 +172,10 @@ def _curate_one(
         return Drop(sample_id, "pairs", "one-candidate")
     if len(scores) < 2:
         return Drop(sample_id, "pairs", "unscored")
-    order = sorted(scores, key=lambda i: (-scores[i], -own[i].logprob, i))
-    best = order[0]
+    scores = {i: round(s, _DIGITS) for i, s in scores.items()}
+    best = min(scores, key=lambda i: (-scores[i], -own[i].logprob, i))
     worst = min(scores, key=lambda i: (scores[i], -own[i].logprob, i))
-    gap = scores[best] - scores[worst]
+    gap = round(scores[best] - scores[worst], _DIGITS)
     if gap <= 0:
         return Drop(sample_id, "pairs", "no-gap")
     if gap < margin:

@@ -24,7 +24,7 @@ _ABBREVIATIONS = frozenset((
     "resp", "sec", "vol", "pp", "ed", "jan", "feb", "mar", "apr", "jun", "jul", "aug", "sep",
     "sept", "oct", "nov", "dec", "u.s", "u.k", "a.m", "p.m",
 ))  # fmt: skip
-_MARKS = ".!?…。！？"  # noqa: RUF001
+_MARKS = ".!?。！？"  # noqa: RUF001
 _WIDE_MARKS = "。！？"  # noqa: RUF001 (they need no space after them)
 _CLOSERS = "\"'”’)]*_`」』）】》"  # noqa: RUF001
 _EMPHASIS = '*_`"“”'
@@ -33,6 +33,7 @@ _HEADING = re.compile(
     r"(?<![^\s。！？])(?:#{1,4} )?(?:\*\*|__)?(?:final )?answer(?:\*\*|__)?[ \t]{0,3}:",  # noqa: RUF001
     re.IGNORECASE,
 )
+_STOP = re.compile(rf"[\n{_MARKS}]|(?<=\s)[AaFf*_#]")  # all that can end a sentence or begin one
 _RATIONALE_HEADING = re.compile(
     r"\s{0,9}(?:#{1,4} )?(?:\*\*|__)?rationale(?:\*\*|__)?[ \t]{0,3}:(?:\*\*|__)?", re.IGNORECASE
 )
@@ -71,8 +72,9 @@ def sentence_end(text: str, start: int = 0) -> int | None:
     first = i  # leading white space is never a sentence of its own
     if own := _HEADING.match(text, first):
         i = own.end()  # "## Answer:" is one heading, not a "## " before another
-    while i < len(text):
-        if i > first and _starts_heading(text, i):
+    while stop := _STOP.search(text, i):
+        i = stop.start()
+        if i > first and _HEADING.match(text, i):
             return i
         if text[i] == "\n":
             after = _skip_space(text, i)
@@ -101,11 +103,6 @@ def _skip_space(text: str, i: int) -> int:
     while i < len(text) and text[i].isspace():
         i += 1
     return i
-
-
-def _starts_heading(text: str, i: int) -> bool:
-    at_word = text[i - 1].isspace() and text[i] in "AaFf*_#"
-    return at_word and _HEADING.match(text, i) is not None
 
 
 def _is_abbreviation(text: str, first: int, mark: int, after: int) -> bool:

@@ -28,14 +28,14 @@ class RecipeError(SelfcalError):
 class Settings(BaseModel):
     """Frozen settings that refuse unknown keys."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Data(Settings):
     """Where samples come from and how many of them each part of the run gets."""
 
     source: str = "miniworld"
-    """`miniworld`, or a folder with `rft`, `calibration`, `dev` and `test` as .jsonl or .parquet."""
+    """`miniworld`, or a folder with `rft`, `calibration`, `dev`, `test` as .jsonl or .parquet."""
     rft: Positive = 20_000
     calibration: Positive = 12_000
     dev: Positive = 500
@@ -43,7 +43,7 @@ class Data(Settings):
     mix: dict[str, float] = Field(default_factory=dict)
     """Weight of each category; empty takes samples as they come."""
     repeat: bool = True
-    """Whether every iteration searches the same calibration samples; otherwise each its own part."""
+    """Whether every iteration searches the same calibration samples; else each its own part."""
 
 
 class Policy(Settings):
@@ -245,11 +245,6 @@ def _override(values: dict[str, Any], override: str) -> None:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise RecipeError(f"--set {override!r}: {_yaml_place(error)}") from error
-    if isinstance(value, str):
-        try:  # YAML 1.1 reads 5e-4 as text
-            value = float(value)
-        except ValueError:
-            pass
     *parents, last = key.strip().split(".")
     at = values
     for parent in parents:
@@ -266,7 +261,8 @@ def _explain(source: str, error: ValidationError) -> str:
         place = ".".join(str(p) for p in problem["loc"])
         if problem["type"] == "extra_forbidden":
             near = nearest(str(problem["loc"][-1]), _known(problem["loc"][:-1]))
-            lines.append(f"{source}: unknown key `{place}`" + (f"; did you mean `{near}`?" if near else ""))
+            hint = f"; did you mean `{near}`?" if near else ""
+            lines.append(f"{source}: unknown key `{place}`{hint}")
         else:
             lines.append(f"{source}: {place or 'recipe'}: {problem['msg']}")
     return "\n".join(lines)

@@ -23,7 +23,7 @@ from selfcal.image import data_url
 from selfcal.miniworld.build import build
 from selfcal.types import Sample
 
-ROW = {"id": "a", "image": "a.png", "question": "How many?", "answer": "2"}
+ROW: dict[str, Any] = {"id": "a", "image": "a.png", "question": "How many?", "answer": "2"}
 
 
 @pytest.fixture
@@ -46,7 +46,12 @@ def write(folder: Path, *rows: dict[str, Any] | bytes) -> Path:
 
 
 def test_jsonl_and_parquet_give_the_same_samples(folder: Path) -> None:
-    full = {"choices": ["1", "2"], "category": "math", "rationale": "One, two.", "facts": "2 dogs"}
+    full: dict[str, Any] = {
+        "choices": ["1", "2"],
+        "category": "math",
+        "rationale": "One, two.",
+        "facts": "2 dogs",
+    }
     rows = [{**ROW, **full, "extra": 1}, {**ROW, "id": "b", **dict.fromkeys(full), "extra": 2}]
     pq.write_table(pa.Table.from_pylist(rows), folder / "data.parquet")
     image = str(folder / "a.png")
@@ -83,7 +88,7 @@ def test_bad_rows_are_dropped_by_reason(folder: Path, monkeypatch: pytest.Monkey
     Image.new("RGB", (100, 100)).save(folder / "large.png")
     Image.new("RGB", (200, 200)).save(folder / "huge.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 9_000)
-    bad = [
+    bad: list[tuple[str, dict[str, Any]]] = [
         ("image-broken", {"image": "cut.png"}),
         ("image-broken", {"image": "text.png"}),
         ("image-broken", {"image": "empty.png"}),
@@ -209,7 +214,7 @@ def test_malformed_parquet(folder: Path) -> None:
     with pytest.raises(DataError, match=r"no answer \(found: id, image, question\)"):
         read_samples(path)
     pq.write_table(pa.Table.from_pylist([{**ROW, "image": {"bytes": b"x", "path": "a"}}]), path)
-    with pytest.raises(DataError, match="row 1: image is .*give its path"):
+    with pytest.raises(DataError, match=r"row 1: image is .*give its path"):
         read_samples(path)
     pq.write_table(pa.Table.from_pylist([ROW, ROW]), path)
     with pytest.raises(DataError, match="row 2: id 'a' is also the id of row 1"):
@@ -218,7 +223,7 @@ def test_malformed_parquet(folder: Path) -> None:
     data = bytearray(path.read_bytes())
     data[40:400] = bytes(360)
     path.write_bytes(data)
-    with pytest.raises(DataError, match="not readable as Parquet|cannot be read"):
+    with pytest.raises(DataError, match=r"not readable as Parquet|cannot be read"):
         read_samples(path)
 
 

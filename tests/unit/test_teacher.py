@@ -157,7 +157,7 @@ def test_base_url_forms(serve: Serve, end: str) -> None:
 
 @pytest.mark.parametrize("url", ["", "localhost:8000", "ftp://h/v1", "http://[::1", "http:///v1"])
 def test_bad_base_urls(url: str) -> None:
-    with pytest.raises(ChatError, match="base URL.*give http://HOST:PORT/v1"):
+    with pytest.raises(ChatError, match=r"base URL.*give http://HOST:PORT/v1"):
         ChatClient(url, "m")
 
 
@@ -248,8 +248,8 @@ def test_the_key_is_never_shown(
 ) -> None:
     monkeypatch.setenv("MY_KEY", KEY)
     echo = f"{'x' * 190} wrong key: {KEY}".encode()  # the cut falls into the key
-    for reply in [(401, {}, echo), (500, {}, echo), (200, {}, echo), (403, {}, KEY.encode())]:
-        text = failure(serve(reply), api_key_env="MY_KEY", retries=0)
+    for status, body in [(401, echo), (500, echo), (200, echo), (403, KEY.encode())]:
+        text = failure(serve((status, {}, body)), api_key_env="MY_KEY", retries=0)
         assert "sk-" not in text
     assert "check the key in $MY_KEY" in text and "not set" not in text
     monkeypatch.delenv("MY_KEY")
@@ -301,7 +301,7 @@ def test_chat_teacher_errors_name_the_sample(
         with pytest.raises(TeacherError, match=r"teacher, sample 's1': .*/v1.*503 \(loading\)"):
             rewrite(ChatTeacher(client), [sample])
         gone = replace(sample, image=sample.image + "x")
-        with pytest.raises(TeacherError, match="sample 's1': .*image-missing"):
+        with pytest.raises(TeacherError, match=r"sample 's1': .*image-missing"):
             ChatTeacher(client).write_facts(gone)
 
 
@@ -389,13 +389,13 @@ def test_miniworld_rewrites(world: list[Sample]) -> None:
 
 
 def test_miniworld_teacher_and_verifier_know_miniworld_only(sample: Sample) -> None:
-    with pytest.raises(TeacherError, match="sample 's1': not a MiniWorld question.*endpoint"):
+    with pytest.raises(TeacherError, match=r"sample 's1': not a MiniWorld question.*endpoint"):
         MiniWorldTeacher(0.0, 0).write(sample)
     unfit = replace(sample, question="What color is the star?", facts="red bar: 3")
     with pytest.raises(TeacherError, match="sample 's1'"):
         MiniWorldTeacher(0.0, 0).write(unfit)
     for strange in (sample, unfit):
-        with pytest.raises(LabelError, match="sample 's1': .*endpoint"):
+        with pytest.raises(LabelError, match=r"sample 's1': .*endpoint"):
             VerifierLabels().compare(strange, GOOD, GOOD)
 
 

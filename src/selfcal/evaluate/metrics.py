@@ -109,10 +109,13 @@ def ratio(pairs: Iterable[tuple[float, float]]) -> tuple[float, float, int]:
 def measure(
     responses: Sequence[Response], checkpoint: str, split: str, seed: int, verified: bool = True
 ) -> list[Result]:
-    """All metrics, overall (`all`) and for each category."""
+    """All metrics, overall (`all`) and for each category.
+
+    Samples without a category are `none`; a category that is itself called `all` is `all*`.
+    """
     groups = {"all": list(responses)}
     for r in responses:
-        groups.setdefault(r.category or "none", []).append(r)
+        groups.setdefault({"": "none", "all": "all*"}.get(r.category, r.category), []).append(r)
     return [
         Result(checkpoint, split, category, name, *_rated(metric, own), seed)
         for category, own in groups.items()

@@ -1,4 +1,4 @@
-"""Judges that are no method: one that guesses, one that knows. Upper and lower bound of the loop."""
+"""Judges that are no method: one guesses, one knows. They bound what the loop can gain."""
 
 from __future__ import annotations
 

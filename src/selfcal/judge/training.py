@@ -77,7 +77,8 @@ def balance(pairs: Sequence[LabelledPair], seed: str) -> list[LabelledPair]:
     """As many neutral pairs as there are of one side, by leaving out at random.
 
     A pair that is not neutral is shown in both orders, so first and second are balanced already:
-    neutral pairs may be half as many as all the others. Other pairs are never left out.
+    neutral pairs may be half as many as all the others (at least one). Other pairs are never left
+    out.
     """
     neutral = [p for p in pairs if p.verdict == "neutral"]
     decided = [p for p in pairs if p.verdict != "neutral"]

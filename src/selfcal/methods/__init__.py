@@ -45,4 +45,4 @@ def load_method(name: str) -> Method:
     found = foreign[0].load() if foreign else import_module(f"selfcal.methods.{name}")
     if not callable(getattr(found, "plan", None)):
         raise SelfcalError(f"method {name!r}: {found!r} has no function plan(recipe)")
-    return found  # type: ignore[no-any-return]
+    return found

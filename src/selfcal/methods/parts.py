@@ -118,7 +118,9 @@ def teach(recipe: Recipe) -> Stage:
         return {"raps": len(raps), "drops": count_drops(work.folder.read("drops", Drop))}
 
     about = "the teacher writes rationale-answer pairs"
-    return Stage("teacher", ("data",), _slice(recipe, "teacher"), run, recipe.data.rft, "samples", about)
+    return Stage(
+        "teacher", ("data",), _slice(recipe, "teacher"), run, recipe.data.rft, "samples", about
+    )
 
 
 def rationale_fine_tuning(recipe: Recipe) -> Stage:
@@ -127,7 +129,9 @@ def rationale_fine_tuning(recipe: Recipe) -> Stage:
     def run(work: Work) -> Mapping[str, JSON]:
         from selfcal.train import sft
 
-        return _trained(work, sft(recipe.policy.model, _taught(work), recipe.rft, _run(recipe, work)))
+        return _trained(
+            work, sft(recipe.policy.model, _taught(work), recipe.rft, _run(recipe, work))
+        )
 
     return Stage(
         "rft", ("data", "teacher"), _slice(recipe, "policy", "rft"), run,
@@ -143,7 +147,9 @@ def more_fine_tuning(recipe: Recipe, t: int, start: str) -> Stage:
     def run(work: Work) -> Mapping[str, JSON]:
         from selfcal.train import sft
 
-        return _trained(work, sft(work.checkpoint(start), _taught(work), settings, _run(recipe, work)))
+        return _trained(
+            work, sft(work.checkpoint(start), _taught(work), settings, _run(recipe, work))
+        )
 
     return Stage(
         f"iter-{t}/sft", ("data", "teacher", start), settings, run, steps, "steps",
@@ -225,9 +231,12 @@ def _search(
         nodes: list[SearchNode] = []
         drops: list[Drop] = []
         for i in range(0, len(part), at_once):
-            out = search(policy(), part[i : i + at_once], limits, work.rng_key())
-            for whole, new in zip((found, nodes, drops), out, strict=True):
-                whole.extend(new)  # type: ignore[arg-type]
+            responses, tree, left_out = search(
+                policy(), part[i : i + at_once], limits, work.rng_key()
+            )
+            found += responses
+            nodes += tree
+            drops += left_out
         return {
             "nodes": (SearchNode, nodes),
             "drops": (Drop, drops),
@@ -284,7 +293,9 @@ def r_scorer(recipe: Recipe) -> list[Stage]:
 
         pairs = work.read("judge/labels", "train", LabelledPair)
         run = _run(recipe, work)
-        return _trained(work, train_judge(settings.model, pairs, settings.train, settings.prompt, run))
+        return _trained(
+            work, train_judge(settings.model, pairs, settings.train, settings.prompt, run)
+        )
 
     def report(work: Work) -> Mapping[str, JSON]:
         from selfcal.judge.quality import assess
@@ -298,8 +309,8 @@ def r_scorer(recipe: Recipe) -> list[Stage]:
     labels |= settings.labels.model_dump()
     reading = {"prompt": settings.prompt, "min_mass": settings.min_mass}
     return [
-        Stage("judge/candidates", ("data", "rft"), _search_settings(recipe) | {"samples": n}, search,
-              n, "samples", "candidates of training samples"),
+        Stage("judge/candidates", ("data", "rft"), _search_settings(recipe) | {"samples": n},
+              search, n, "samples", "candidates of training samples"),
         Stage("judge/labels", ("data", "judge/candidates"), labels, label, n, "samples",
               "label-giving judgments"),
         Stage("judge/train", ("judge/labels",),

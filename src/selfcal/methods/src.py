@@ -1,8 +1,8 @@
 """SRC: Self-Rationale Calibration (ICML 2025, arXiv 2509.13919).
 
 Rationale fine-tuning once; then, three times: candidates by sentence-level beam search, pairwise
-scores by the R-Scorer, confidence-weighted preference pairs, DPO with an SFT term, merge. The policy
-of one iteration is the sampler and the reference policy of the next.
+scores by the R-Scorer, confidence-weighted preference pairs, DPO with an SFT term, merge. The
+policy of one iteration is the sampler and the reference policy of the next.
 """
 
 from __future__ import annotations

@@ -183,7 +183,7 @@ def say_premise(premise: Premise) -> str:
     """A premise as a sentence."""
     what = premise[0]
     if what == "object":
-        return f"There is a {premise[2]} {premise[3]} at the {premise[1]}."
+        return f"The {premise[1]} is a {premise[2]} {premise[3]}."
     if what == "count":
         n = int(premise[2])
         return f"There {'is' if n == 1 else 'are'} {n} {plural(premise[1], n)}."

@@ -166,7 +166,7 @@ _COLOR = f"({'|'.join(COLORS)})"
 _POSITION = f"({'|'.join(sorted(POSITIONS, key=len, reverse=True))})"
 _N = r"([0-9]+)"  # of any length: sentences are short, see _LONGEST_SENTENCE
 _PREMISES = {
-    "object": re.compile(rf"there is an? {_COLOR} {_SHAPE} at the {_POSITION}"),
+    "object": re.compile(rf"the {_POSITION} is an? {_COLOR} {_SHAPE}"),
     "count": re.compile(rf"there (?:is|are) {_N} {_SHAPE}s?"),
     "bar": re.compile(rf"the {_COLOR} bar is {_N}"),
     "digit": re.compile(rf"the ({'|'.join(PLACES)}) digit is {_N}"),
@@ -202,7 +202,7 @@ def read_premise(sentence: str) -> Premise | None:
     for kind, pattern in _PREMISES.items():
         if match := pattern.fullmatch(plain):
             if kind == "object":
-                color, shape, position = match.groups()
+                position, color, shape = match.groups()
                 return ("object", position, color, shape)
             if kind == "count":
                 return ("count", match[2], str(int(match[1])))
