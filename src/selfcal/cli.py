@@ -5,12 +5,14 @@ Everything heavy is imported inside the commands, so that `selfcal --help` is th
 
 from __future__ import annotations
 
+import atexit
+import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 from typer.core import TyperGroup
@@ -70,7 +72,21 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a terminal without `±` still shows the rest
-    app()
+    try:
+        app()
+    except SystemExit as end:
+        _leave(end)
+
+
+def _leave(end: SystemExit) -> NoReturn:
+    """End the process; past this point, threads of torch or arrow could still abort it."""
+    if "torch" not in sys.modules or not isinstance(end.code, int):
+        raise end
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):
+            stream.flush()
+    _end(end.code)
 
 
 def _version(asked: bool) -> None:
@@ -100,15 +116,15 @@ def _root(
     )
 )
 def run(
+    out: Annotated[
+        Path, typer.Option("--out", metavar="RUN", help="Folder of the run.", show_default=False)
+    ],
     recipe: Annotated[
         Path | None,
         typer.Argument(
             metavar="RECIPE", help="Recipe file (YAML); without it, go on with a run as it is."
         ),
     ] = None,
-    out: Annotated[
-        Path, typer.Option("--out", metavar="RUN", help="Folder of the run.", show_default=False)
-    ] = ...,  # type: ignore[assignment]
     overrides: Overrides = None,
     reuse: Annotated[
         list[Path] | None,
@@ -121,7 +137,7 @@ def run(
     from selfcal.view.progress import progress
     from selfcal.view.quiet import quiet
     from selfcal.view.status import command
-    from selfcal.view.text import console, heading
+    from selfcal.view.text import console, heading, safe
 
     settings = _recipe_for(recipe, out, overrides or [])
     others = [_a_run(other) for other in reuse or []]
@@ -133,7 +149,11 @@ def run(
     again: list[object] = ["run", *([recipe] if recipe else []), "--out", out]
     again += [word for text in overrides or [] for word in ("--set", text)]
     again += [word for other in others for word in ("--reuse", other)]
-    with _stoppable(command(*again)), quiet(settings), progress(screen, settings, planned) as tell:
+    with (
+        quiet(settings),
+        progress(screen, settings, planned) as tell,
+        _stoppable(safe(command(*again)), tell.close),
+    ):
         pipeline.execute(settings, out, tell, others)
     _show_end(out)
 
@@ -160,20 +180,35 @@ def _a_run(folder: Path) -> Path:
 
 
 @contextmanager
-def _stoppable(command: str) -> Iterator[None]:
-    """Ctrl-C and SIGTERM end the run with the command that goes on with it."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+def _stoppable(command: str, close: Callable[[], None]) -> Iterator[None]:
+    """Ctrl-C and SIGTERM end the run with the command that goes on with it.
+
+    The process is ended on the spot, not by an exception: one that comes up inside of torch's C++
+    aborts. Nothing is lost, as all that is written is written atomically.
+    """
+    said = f"Stopped; what is finished is kept. Go on with:\n  {command}\n"
+
+    def stop(number: int, frame: object) -> None:
+        with suppress(Exception):
+            close()
+        os.write(2, said.encode(errors="replace"))
+        _end(130)
+
+    before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+    for number, handler in before.items():
+        if handler != signal.SIG_IGN:  # as nohup sets it
+            signal.signal(number, stop)
     try:
         yield
-    except KeyboardInterrupt:
-        from selfcal.view.text import console, safe
-
-        console(stderr=True).print(
-            f"Stopped; what is finished is kept. Go on with:\n  {safe(command)}", soft_wrap=True
-        )
+    except KeyboardInterrupt:  # raised by a library
+        typer.echo(said, err=True, nl=False)
         raise typer.Exit(130) from None
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+_end = os._exit
 
 
 def _show_end(run: Path) -> None:
@@ -289,8 +324,9 @@ def build(
     """Write MiniWorld's samples and images, the same for the same seed."""
     from selfcal.miniworld import build as world
     from selfcal.view.text import console
+    from selfcal.view.world import read_sizes
 
-    sizes = {s: n for s, n in (world.SIZES | _sizes(size or [])).items() if n}
+    sizes = {s: n for s, n in (world.SIZES | read_sizes(size or [])).items() if n}
     there = {split for split in sizes if (out / f"{split}.jsonl").exists()}
     try:
         world.build(out, sizes, seed)
@@ -300,23 +336,6 @@ def build(
         file = out / f"{split}.jsonl"
         said = "was there, left as it is" if split in there else f"{n:,} samples"
         console().print(f"{file}  {said}", soft_wrap=True)
-
-
-def _sizes(texts: Sequence[str]) -> dict[str, int]:
-    from selfcal.miniworld.build import SPLITS
-    from selfcal.recipe import nearest
-
-    sizes: dict[str, int] = {}
-    for text in texts:
-        split, _, number = text.partition("=")
-        if split not in SPLITS:
-            near = nearest(split, SPLITS)
-            hint = f"; did you mean `{near}`?" if near else f"; splits: {', '.join(SPLITS)}"
-            raise SelfcalError(f"--size {text!r}: unknown split{hint}")
-        if not number.isdecimal():
-            raise SelfcalError(f"--size {text!r}: write SPLIT=N, for example --size test=200")
-        sizes[split] = int(number)
-    return sizes
 
 
 @miniworld.command(epilog=_examples("miniworld train build/models --only mini-judge"))
@@ -347,7 +366,7 @@ def train(
 def verify(
     response: Annotated[
         str, typer.Option(help="What a model said; - reads it from standard input.")
-    ] = ...,  # type: ignore[assignment]
+    ],
     question: Annotated[str | None, typer.Option(help="With --facts: any sample.")] = None,
     facts: Annotated[str | None, typer.Option(help="What is to be seen.")] = None,
     data: Annotated[

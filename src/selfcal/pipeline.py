@@ -16,11 +16,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from selfcal.errors import SelfcalError
+from selfcal.errors import SelfcalError, StoreError
 from selfcal.methods import load_method
 from selfcal.recipe import Recipe
 from selfcal.stage import Stage, Work
-from selfcal.store import MANIFEST, JSON, RunLock, StageDir, StoreError, fingerprint, read_json, write_json
+from selfcal.store import (
+    JSON,
+    MANIFEST,
+    PARTIAL,
+    RunLock,
+    StageDir,
+    fingerprint,
+    read_json,
+    write_json,
+)
 from selfcal.types import Result
 
 RECIPE_FILE = "recipe.json"
@@ -79,7 +88,9 @@ def plan(recipe: Recipe) -> list[Stage]:
     for stage in stages:
         missing = [name for name in stage.inputs if name not in known]
         if missing or stage.name in known:
-            what = f"reads {', '.join(missing)} before it is made" if missing else "is planned twice"
+            what = (
+                f"reads {', '.join(missing)} before it is made" if missing else "is planned twice"
+            )
             raise SelfcalError(f"method {recipe.method!r}: stage {stage.name} {what}")
         known.add(stage.name)
     return stages
@@ -168,14 +179,18 @@ def _reuse(p: Planned, run: Path, others: Sequence[Path]) -> bool:
             if p.folder.path.exists():
                 p.folder.open()  # moves other work aside
                 shutil.rmtree(p.folder.path)
+            # under another name at first: a stage that is linked by half must not look begun
+            half = p.folder.path.with_name(f".{p.folder.path.name}{PARTIAL}")
+            shutil.rmtree(half, ignore_errors=True)
             shutil.copytree(
                 there.path,
-                p.folder.path,
+                half,
                 copy_function=_link,
                 # nested stages ("iter-1/dpo" in "iter-1") have manifests of their own
-                ignore=shutil.ignore_patterns(MANIFEST, "*.partial"),
+                ignore=shutil.ignore_patterns(MANIFEST, f"*{PARTIAL}"),
             )
-            _link(there.path / MANIFEST, p.folder.path / MANIFEST)
+            _link(there.path / MANIFEST, half / MANIFEST)
+            half.rename(p.folder.path)
             return True
     return False
 

@@ -54,15 +54,14 @@ class Run:
     progress: Progress = lambda done, total: None
 
 
-def sft(
-    model: str, rows: Sequence[tuple[Sample, str]], settings: Training, run: Run
-) -> Trained:
+def sft(model: str, rows: Sequence[tuple[Sample, str]], settings: Training, run: Run) -> Trained:
     """Supervised fine-tuning of a policy on responses; the loss is on the response alone.
 
     Raises:
         TrainingError: no rows, or the loss became NaN or infinite.
     """
     from datasets import Dataset
+    from transformers import set_seed
     from trl import SFTConfig, SFTTrainer
 
     policy = load_policy(model, run.dtype, run.device)
@@ -74,6 +73,7 @@ def sft(
         ]
     )
     args = SFTConfig(**_arguments(settings, run, len(kept)))
+    set_seed(run.seed)  # PEFT draws the adapter's weights before TRL seeds anything
     trainer = SFTTrainer(
         model=policy.model,
         args=args,
@@ -99,6 +99,7 @@ def dpo(
         TrainingError: no pairs, or the loss became NaN or infinite.
     """
     from datasets import Dataset
+    from transformers import set_seed
     from trl import DPOConfig, DPOTrainer
 
     policy = load_policy(model, run.dtype, run.device)
@@ -124,6 +125,7 @@ def dpo(
         loss_type=losses,
         loss_weights=weights,
     )
+    set_seed(run.seed)
     trainer = DPOTrainer(
         model=policy.model,
         args=args,
@@ -149,7 +151,7 @@ def train_judge(
         TrainingError: no pairs, or the loss became NaN or infinite.
     """
     from datasets import Dataset
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
     from trl import SFTConfig, SFTTrainer
 
     tokenizer: Any = AutoTokenizer.from_pretrained(model_path(model))
@@ -170,6 +172,7 @@ def train_judge(
             f"judge: none of {len(pairs)} labelled pairs can be used; raise judge.samples or "
             "judge.train.max_length"
         )
+    set_seed(run.seed)
     trainer = SFTTrainer(
         model=network,
         args=SFTConfig(**_arguments(settings, run, len(rows))),
@@ -241,13 +244,15 @@ def _lora(settings: Training) -> LoraConfig | None:
 
 def _arguments(settings: Training, run: Run, rows: int) -> dict[str, Any]:
     """TRL's arguments, the same for every kind of training."""
-    micro = min(settings.micro_batch_size or settings.batch_size, settings.batch_size)
+    limit = min(settings.micro_batch_size or settings.batch_size, settings.batch_size)
+    # the largest that divides the batch, so that a step takes exactly `batch_size` samples
+    micro = next(n for n in range(limit, 0, -1) if settings.batch_size % n == 0)
     steps = settings.steps or max(1, math.ceil(rows / settings.batch_size * settings.epochs))
     return {
         "output_dir": str(run.out / "trl"),
         "learning_rate": settings.learning_rate,
         "per_device_train_batch_size": micro,
-        "gradient_accumulation_steps": max(1, settings.batch_size // micro),
+        "gradient_accumulation_steps": settings.batch_size // micro,
         "max_steps": steps,
         "lr_scheduler_type": settings.scheduler,
         "warmup_steps": math.ceil(steps * settings.warmup),
@@ -258,6 +263,7 @@ def _arguments(settings: Training, run: Run, rows: int) -> dict[str, Any]:
         "seed": run.seed,
         "data_seed": run.seed,
         "logging_steps": max(1, steps // 20),
+        "logging_nan_inf_filter": False,  # it hides a NaN behind the mean of the losses before
         "save_strategy": "steps" if settings.save_steps else "no",
         "save_steps": settings.save_steps or 500,
         "save_total_limit": 1,
@@ -270,18 +276,13 @@ def _arguments(settings: Training, run: Run, rows: int) -> dict[str, Any]:
 def _finish(trainer: Any, processor: Any, run: Run, rows: int, drops: Sequence[Drop]) -> Trained:
     """Train (resuming from TRL's last checkpoint), check, merge and save."""
     from transformers import PrinterCallback
-    from transformers.trainer_utils import get_last_checkpoint
 
     trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(_progress_callback(run.progress))
-    last = get_last_checkpoint(str(run.out / "trl")) if (run.out / "trl").is_dir() else None
-    outcome = trainer.train(resume_from_checkpoint=last)
-    if not math.isfinite(outcome.training_loss):
-        raise TrainingError(
-            f"{run.out.name}: the loss became {outcome.training_loss}; lower the learning rate. "
-            "The checkpoint that training started from is kept."
-        )
+    trainer.add_callback(_watch(run))
+    outcome = trainer.train(resume_from_checkpoint=_last_checkpoint(run.out / "trl"))
     model = trainer.accelerator.unwrap_model(trainer.model)
+    if not all(p.isfinite().all() for p in model.parameters()):
+        raise _diverged(run, "the weights became NaN or infinite")
     if hasattr(model, "merge_and_unload"):
         model.save_pretrained(run.out / "adapter")
         model = model.merge_and_unload()
@@ -295,14 +296,37 @@ def _finish(trainer: Any, processor: Any, run: Run, rows: int, drops: Sequence[D
     return Trained(int(outcome.global_step), rows, tuple(drops), curve)
 
 
-def _progress_callback(progress: Progress) -> Any:
+def _last_checkpoint(trl: Path) -> str | None:
+    """TRL's last complete checkpoint; one that a killed training left half written is passed over.
+
+    The trainer's state is the last file that it writes.
+    """
+    found = [p.parent for p in trl.glob("checkpoint-*/trainer_state.json")]
+    newest = max(found, key=lambda p: int(p.name.removeprefix("checkpoint-")), default=None)
+    return None if newest is None else str(newest)
+
+
+def _diverged(run: Run, what: str) -> TrainingError:
+    return TrainingError(
+        f"{run.out.name}: {what}; lower the learning rate. "
+        "The checkpoint that training started from is kept."
+    )
+
+
+def _watch(run: Run) -> Any:
+    """A callback that tells how training gets on, and ends one that has diverged."""
     from transformers import TrainerCallback
 
-    class Steps(TrainerCallback):  # type: ignore[misc]
+    class Watch(TrainerCallback):
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            progress(state.global_step, state.max_steps)
+            run.progress(state.global_step, state.max_steps)
 
-    return Steps()
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+            loss = (logs or {}).get("loss", 0.0)
+            if not math.isfinite(loss):
+                raise _diverged(run, f"the loss became {loss} by step {state.global_step}")
+
+    return Watch()
 
 
 __all__ = ["Run", "Trained", "TrainingError", "dpo", "prompt_text", "sft", "train_judge"]

@@ -11,9 +11,7 @@ from selfcal.evaluate.metrics import METRICS, grade, grade_answer, measure, rati
 from selfcal.types import Response, Sample
 
 
-def response(
-    category: str, correct: bool, true: int, statements: int, **found: bool
-) -> Response:
+def response(category: str, correct: bool, true: int, statements: int, **found: bool) -> Response:
     """A response that has just the named flaws."""
     flaws = {f: found.get(f, False) for f in ("counterfactual", "insufficient", "unreasonable")}
     return Response(
@@ -55,7 +53,7 @@ OVERALL = {
 }
 
 # value and n in each category
-BY_CATEGORY = {
+BY_CATEGORY: dict[str, dict[str, tuple[float, int]]] = {
     "answer_accuracy": {"math": (1, 2), "chart": (0, 2)},
     "alignment": {"math": (1 / 2, 2), "chart": (math.nan, 0)},  # no right answer, no share
     "grounding": {"math": (4 / 5, 5), "chart": (2 / 3, 3)},
@@ -148,7 +146,7 @@ BARS = Sample(
         ("Rationale: The red bar is 4. So it is 4.\nAnswer: 4", False, False, 0, 1, True),
         # the right answer for a wrong reason
         ("Rationale: The red bar is 4. So it is 4.\nAnswer: 3", True, False, 0, 1, True),
-        ("3", True, False, 0, 0, False),
+        ("Answer: 3", True, False, 0, 0, False),  # nothing was established
     ],
 )
 def test_grade(

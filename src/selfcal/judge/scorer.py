@@ -96,13 +96,11 @@ class PromptWriter:
         """The user turn of a comparison.
 
         Raises:
-            ModelError: the template names an unknown variable, or reaches out of the sandbox.
+            ModelError: the template fails, for example at an unknown variable.
         """
-        from jinja2 import TemplateError
-
         try:
             return self._template.render(question=question, facts=facts, first=first, second=second)
-        except TemplateError as error:
+        except Exception as error:  # a template can fail in any way that an expression can
             raise ModelError(_prompt_error(error)) from error
 
 

@@ -28,11 +28,11 @@ def practice_rap(query: Query, world: World, rng: random.Random) -> str:
     told = list(premises)
     if rng.random() < 0.5:
         i = rng.randrange(len(told))
-        told[i] = _misread(told[i], rng)
+        told[i] = misread(told[i], rng)
     if len(told) > 1 and rng.random() < 0.3:
         told.pop(rng.randrange(len(told)))
     if query.kind == "count" and rng.random() < 0.15:
-        told.append(_misread(rng.choice(premises), rng))
+        told.append(misread(rng.choice(premises), rng))
     full = told if len(told) == len(premises) or query.kind == "count" else premises
     result = conclude(query, full)
     said = _wrong(result, query, rng) if rng.random() < 0.25 else result
@@ -46,7 +46,8 @@ def practice_rap(query: Query, world: World, rng: random.Random) -> str:
     return render(" ".join(sentences), final)
 
 
-def _misread(premise: Premise, rng: random.Random) -> Premise:
+def misread(premise: Premise, rng: random.Random) -> Premise:
+    """The premise with one thing seen wrongly."""
     kind = premise[0]
     if kind == "object":
         fields = list(premise)
@@ -67,7 +68,7 @@ def _misread(premise: Premise, rng: random.Random) -> Premise:
 def _wrong(result: str, query: Query, rng: random.Random) -> str:
     if result in ("yes", "no"):
         return "no" if result == "yes" else "yes"
-    if result.isdigit():
+    if result.lstrip("-").isdigit():
         other = max(0, int(result) + rng.choice((-2, -1, -1, 1, 1, 2)))
         return str(other if str(other) != result else other + 1)
     words = SHAPES if query.kind == "shape" else COLORS

@@ -22,11 +22,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from selfcal.miniworld.build import scans_of, worlds
-from selfcal.miniworld.corrupt import practice_rap
+from selfcal.miniworld.corrupt import misread, practice_rap
 from selfcal.miniworld.draw import paint
 from selfcal.miniworld.habits import habitual_rap
 from selfcal.miniworld.models import build_judge, build_llava, build_processor, build_tokenizer
-from selfcal.miniworld.questions import Query, answer, needs, read_question, say_premise
+from selfcal.miniworld.questions import Premise, Query, answer, needs, read_question, say_premise
 from selfcal.miniworld.verifier import Verification, compare, verify
 from selfcal.miniworld.world import PLACES, POSITIONS, SHAPES, World, facts
 from selfcal.types import Sample
@@ -46,11 +46,14 @@ class Schedule:
     steps: int
     learning_rate: float
     batch_size: int = 64
+    stop: int | None = None
+    """End early, before the rate has come down: another phase follows."""
 
 
 SEE = Schedule(steps=3000, learning_rate=2e-3)
 HABIT = Schedule(steps=500, learning_rate=6e-4)
-JUDGE = Schedule(steps=2800, learning_rate=2e-3)
+PRACTICE = Schedule(steps=2800, learning_rate=2e-3, stop=1000)
+DRILL = Schedule(steps=1800, learning_rate=1.5e-3)
 
 
 def _batches(items: Iterator[Any], size: int) -> Iterator[list[Any]]:
@@ -84,7 +87,7 @@ def fit(
     )
     model.train()
     began, total = time.monotonic(), 0.0
-    for step in range(1, schedule.steps + 1):
+    for step in range(1, (schedule.stop or schedule.steps) + 1):
         loss = model(**next(batches)).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -234,6 +237,8 @@ def train_llava(out: Path, seed: int = 0, see: Schedule = SEE, habit: Schedule =
     """Train `mini-llava` and save model and processor to `out`. About 40 minutes on 2 cores."""
     import torch
 
+    from selfcal.miniworld.cards import seed_card
+
     torch.manual_seed(seed)
     tokenizer = build_tokenizer()
     processor = build_processor(tokenizer)
@@ -252,6 +257,7 @@ def train_llava(out: Path, seed: int = 0, see: Schedule = SEE, habit: Schedule =
     model.generation_config.do_sample = False
     model.to(torch.float16).save_pretrained(out / "mini-llava")
     processor.save_pretrained(out / "mini-llava")
+    (out / "mini-llava" / "README.md").write_text(seed_card(), encoding="utf-8")
 
 
 # --- mini-judge -----------------------------------------------------------------------------
@@ -259,50 +265,92 @@ def train_llava(out: Path, seed: int = 0, see: Schedule = SEE, habit: Schedule =
 JUDGE_PROMPT = "Question: {question}\nFacts: {facts}\nFirst: {first}\nSecond: {second}\nBetter:"
 
 
+class _Marks:
+    """Token ids with labels: what is to be predicted *at* a token, not after it."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.ids: list[int] = []
+        self.labels: list[int] = []
+        self._tokenizer = tokenizer
+        self._shapes = {tokenizer(f" {s}")["input_ids"][0] for s in SHAPES}
+
+    def add(self, text: str, label: str | None = None) -> None:
+        tokens = self._tokenizer(text)["input_ids"]
+        self.ids.extend(tokens)
+        self.labels.extend([-100] * len(tokens))
+        if label is None:
+            return
+        self.labels[-1] = self._tokenizer(label)["input_ids"][0]
+        if label in ("true", "follows"):  # the words before the period can be looked up
+            self.labels[-3] = tokens[-2]
+            if tokens[-2] in self._shapes:
+                self.labels[-4] = tokens[-3]
+
+
 def judge_row(tokenizer: Any, sample: Sample, first: str, second: str) -> tuple[list[int], list[int]]:
     """Token ids of one comparison, and a label for every sentence end, response end, verdict."""
-    ids: list[int] = []
-    labels: list[int] = []
-    shapes = {tokenizer(f" {s}")["input_ids"][0] for s in SHAPES}
-
-    def add(text: str, label: str | None = None) -> None:
-        tokens = tokenizer(text)["input_ids"]
-        ids.extend(tokens)
-        labels.extend([-100] * len(tokens))
-        if label is not None:  # what is predicted *at* the last token, not after it
-            labels[-1] = tokenizer(label)["input_ids"][0]
-        if label in ("true", "follows"):  # the words before the period can be looked up
-            labels[-3] = tokens[-2]
-            if tokens[-2] in shapes:
-                labels[-4] = tokens[-3]
-
-    add(f"<|user|>Question: {sample.question}\nFacts: {sample.facts}\nFirst:")
+    marks = _Marks(tokenizer)
+    marks.add(f"<|user|>Question: {sample.question}\nFacts: {sample.facts}\nFirst:")
     for response, then in ((first, "\nSecond:"), (second, "\nBetter:<|end|><|assistant|>")):
-        _add_marked(add, response, verify(sample, response))
-        add(then, compare(sample, first, second) if "Better" in then else None)
-    return ids, labels
+        _add_marked(marks, response, verify(sample, response))
+        marks.add(then, compare(sample, first, second) if "Better" in then else None)
+    return marks.ids, marks.labels
 
 
-def _add_marked(add: Callable[..., None], response: str, found: Verification) -> None:
+def _add_marked(marks: _Marks, response: str, found: Verification) -> None:
     at = 0
     for finding in found.findings:
-        add((" " if at == 0 else "") + response[at : finding.end], MARKS.get(finding.status))
+        marks.add((" " if at == 0 else "") + response[at : finding.end], MARKS.get(finding.status))
         at = finding.end
-    add(response[at:], " " + str(found.faults))
+    marks.add(response[at:], " " + str(found.faults))
 
 
-def judge_batches(tokenizer: Any, size: int, seed: int) -> Iterator[dict[str, torch.Tensor]]:
-    """Endless batches of comparisons of rationales with random faults."""
+def drill_row(
+    tokenizer: Any, sample: Sample, world: World, rng: random.Random
+) -> tuple[list[int], list[int]]:
+    """Token ids of several statements about one world, some of them false, and their labels."""
+    marks = _Marks(tokenizer)
+    marks.add(f"<|user|>Question: {sample.question}\nFacts: {sample.facts}\nFirst: Rationale:")
+    for _ in range(7):
+        premise = rng.choice(_premises(world))
+        true = rng.random() < 0.5
+        told = premise if true else misread(premise, rng)
+        marks.add(f" {say_premise(told)}", "true" if true else "false")
+    return marks.ids, marks.labels
+
+
+def _premises(world: World) -> list[Premise]:
+    """All that can be stated about a world and is true."""
+    if world.objects:
+        counts = [("count", s, str(world.count(s))) for s in SHAPES]
+        return [*(("object", *o) for o in world.objects), *counts]
+    return [("bar", c, str(v)) for c, v in world.bars] + [
+        ("digit", p, str(v)) for p, v in world.digits
+    ]
+
+
+def judge_batches(
+    tokenizer: Any, size: int, seed: int, drill: bool = False
+) -> Iterator[dict[str, torch.Tensor]]:
+    """Endless batches of comparisons of rationales with random faults.
+
+    With `drill`, every other batch is of single statements: looking facts up, eased and often.
+    """
     import torch
 
+    drilling = False
     rng = random.Random(seed)
     stream = worlds("pretrain", seed)
     pad = tokenizer.pad_token_id
     while True:
         rows = []
+        drilling = drill and not drilling
         while len(rows) < size:
             world, query, _ = next(stream)
             sample = Sample("", "", query.wording(rng.random() < 0.5), "", facts=facts(world))
+            if drilling:
+                rows.append(drill_row(tokenizer, sample, world, rng))
+                continue
             first, second = (practice_rap(query, world, rng) for _ in range(2))
             if first != second:
                 rows.append(judge_row(tokenizer, sample, first, second))
@@ -322,15 +370,27 @@ def judge_batches(tokenizer: Any, size: int, seed: int) -> Iterator[dict[str, to
         yield {"input_ids": ids, "labels": torch.cat([labels, last], dim=1), "attention_mask": mask}
 
 
-def train_judge(out: Path, seed: int = 0, schedule: Schedule = JUDGE) -> None:
+def train_judge(
+    out: Path, seed: int = 0, practice: Schedule = PRACTICE, drill: Schedule = DRILL
+) -> None:
     """Train `mini-judge` and save model and tokenizer to `out`. About an hour on 2 cores."""
     import torch
+    from safetensors.torch import load_model
+
+    from selfcal.miniworld.cards import judge_card
 
     torch.manual_seed(seed)
     tokenizer = build_tokenizer()
     model = build_judge(tokenizer)
     out.mkdir(parents=True, exist_ok=True)
-    batches = judge_batches(tokenizer, schedule.batch_size, seed)
-    fit(model, batches, schedule, out / "judge.partial.safetensors")
+    practised = out / "practice.safetensors"
+    if not practised.exists():
+        batches = judge_batches(tokenizer, practice.batch_size, seed)
+        fit(model, batches, practice, out / "practice.partial.safetensors")
+        (out / "practice.partial.safetensors").rename(practised)
+    load_model(model, str(practised))
+    batches = judge_batches(tokenizer, drill.batch_size, seed + 1, drill=True)
+    fit(model, batches, drill, out / "drill.partial.safetensors")
     model.to(torch.float16).save_pretrained(out / "mini-judge")
     tokenizer.save_pretrained(out / "mini-judge")
+    (out / "mini-judge" / "README.md").write_text(judge_card(), encoding="utf-8")

@@ -77,9 +77,12 @@ class Verification:
 
     @property
     def faults(self) -> int:
-        """How many of five faults it has: the three flaws, an inconsistency, a wrong answer."""
+        """The three flaws, an inconsistency, a wrong answer: one each; no proper RAP: two.
+
+        The last keeps a bare answer, which states nothing false, from passing for a rationale.
+        """
         flaws = self.counterfactual + self.insufficient + self.unreasonable
-        return flaws + self.inconsistent + (not self.correct)
+        return flaws + self.inconsistent + (not self.correct) + 2 * (not self.compliant)
 
 
 def compare(sample: Sample, first: str, second: str) -> Verdict:
@@ -181,7 +184,7 @@ _INFERENCES = {
     "more": re.compile(rf"{_N} is (not )?more than {_N}"),
     "highest": re.compile(rf"so the {_COLOR} bar is the highest"),
     "largest": re.compile(rf"so {_N} is the largest"),
-    "arithmetic": re.compile(rf"{_N} (plus|minus) {_N} is {_N}"),
+    "arithmetic": re.compile(rf"{_N} (plus|minus) {_N} is (-?[0-9]+)"),
 }
 _LONGEST_SENTENCE = 120
 _LEAD = re.compile(r"^(?:[-*•]|\(?[0-9]{1,2}[.)]) ")  # of a list item

@@ -92,9 +92,7 @@ def search(
         another in white space only (`duplicate`).
     """
     branches = Branches(policy, samples, limits.temperature, limits.top_p, limits.sentence_tokens)
-    trees = [
-        _Tree(s, [_Path(row)]) for s, row in zip(samples, branches.roots(), strict=True)
-    ]
+    trees = [_Tree(s, [_Path(row)]) for s, row in zip(samples, branches.roots(), strict=True)]
     for level in range(limits.max_sentences):
         plan = [(t, p, r) for t in trees for p, r in _spread(t, limits)]
         if not plan:
@@ -161,7 +159,10 @@ def _select(
     paths = list(grown.values())
     if limits.keep == "stochastic":
         # Gumbel top-k on log-probabilities: sampling without replacement
-        keys = [p.logprob / limits.temperature + g for p, g in zip(paths, rng.gumbel(size=len(paths)), strict=True)]
+        keys = [
+            p.logprob / limits.temperature + g
+            for p, g in zip(paths, rng.gumbel(size=len(paths)), strict=True)
+        ]
     else:
         keys = [p.logprob / max(1, sum(s.tokens for s in p.sentences)) for p in paths]
     room = limits.candidates - len(tree.finished)

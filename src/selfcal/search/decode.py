@@ -25,7 +25,7 @@ from selfcal.types import Sample
 if TYPE_CHECKING:
     import torch
 
-_BOUNDARY = frozenset(".!?。！？\n:")
+_BOUNDARY = frozenset(".!?。！？\n:")  # noqa: RUF001
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +33,8 @@ class Row:
     """A place in the cache."""
 
     index: int
+    last: int | None = None
+    """The token before it; None where the response begins."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +45,15 @@ class Sentence:
     text: str
     logprob: float
     """Sum of its tokens' log-probabilities (nats, temperature 1), the end of response included."""
-    tokens: int
+    ids: tuple[int, ...]
+    """Its tokens, the end of response included."""
     ended: bool
     """Whether the model ended its response here."""
+
+    @property
+    def tokens(self) -> int:
+        """Number of its tokens."""
+        return len(self.ids)
 
 
 class Branches:
@@ -69,10 +77,17 @@ class Branches:
         self._stops = torch.tensor(sorted(policy.stop_ids), device=policy.device)
         self._pieces: dict[int, bool] = {}
         batch = policy.encode(samples)
+        self._mask = batch["attention_mask"]
+        self._next = self._mask.sum(dim=1)
+        own = _own_positions(policy.model)
+        if own is None:
+            # the padding on the left takes no position, neither here nor in what follows
+            batch["position_ids"] = (self._mask.cumsum(dim=1) - 1).clamp(min=0)
         with torch.inference_mode():
             out = policy.model(**batch, use_cache=True, logits_to_keep=1)
+        if own is not None:
+            self._next = self._next + own.rope_deltas[:, 0].to(self._next)
         self._cache = out.past_key_values
-        self._mask = batch["attention_mask"]
         self._logits = out.logits[:, -1].float()
 
     def roots(self) -> list[Row]:
@@ -91,7 +106,7 @@ class Branches:
         with torch.inference_mode():
             self._gather([r.index for r in rows])
             draws = torch.tensor(np.stack(uniforms), dtype=torch.float32, device=self._mask.device)
-            return self._decode(draws)
+            return self._decode(draws, [r.last for r in rows])
 
     def _gather(self, index: list[int]) -> None:
         import torch
@@ -99,9 +114,10 @@ class Branches:
         at = torch.tensor(index, device=self._mask.device)
         self._cache.batch_select_indices(at)
         self._mask = self._mask[at]
+        self._next = self._next[at]
         self._logits = self._logits[at]
 
-    def _decode(self, draws: torch.Tensor) -> list[Sentence]:
+    def _decode(self, draws: torch.Tensor, before: list[int | None]) -> list[Sentence]:
         import torch
 
         rows = len(draws)
@@ -115,9 +131,9 @@ class Branches:
             stop = torch.isin(chosen, self._stops)
             closes = torch.tensor(
                 [
-                    on and not is_stop and self._closes(own, int(token))
-                    for on, is_stop, own, token in zip(
-                        active.tolist(), stop.tolist(), tokens, chosen.tolist(), strict=True
+                    on and not is_stop and self._closes(last, own, token)
+                    for on, is_stop, last, own, token in zip(
+                        active.tolist(), stop.tolist(), before, tokens, chosen.tolist(), strict=True
                     )
                 ],
                 device=device,
@@ -125,17 +141,21 @@ class Branches:
             takes = active & ~closes  # the token belongs to this sentence (a stop token does too)
             logprobs += torch.where(takes, gained, torch.zeros_like(gained))
             for i in torch.nonzero(takes)[:, 0].tolist():
-                if stop[i]:
-                    ended[i] = True
-                else:
-                    tokens[i].append(int(chosen[i]))
+                tokens[i].append(int(chosen[i]))
+                ended[i] = bool(stop[i])
             active = takes & ~stop
             if not active.any():
                 break
             self._forward(chosen, active)
         return [
-            Sentence(Row(i), self._text(tokens[i]), float(logprobs[i]), len(tokens[i]) + ended[i], ended[i])
-            for i in range(rows)
+            Sentence(
+                Row(i, own[-1]),
+                self._text(before[i], own[:-1] if ended[i] else own),
+                float(logprobs[i]),
+                tuple(own),
+                ended[i],
+            )
+            for i, own in enumerate(tokens)
         ]
 
     def _draw(self, uniform: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -158,7 +178,8 @@ class Branches:
         import torch
 
         self._mask = torch.cat([self._mask, active[:, None].to(self._mask.dtype)], dim=1)
-        positions = (self._mask.cumsum(dim=1)[:, -1:] - 1).clamp(min=0)
+        positions = self._next[:, None]
+        self._next = self._next + active
         fed = torch.where(active, chosen, torch.full_like(chosen, self._policy.pad_id))
         out = self._policy.model(
             input_ids=fed[:, None],
@@ -171,18 +192,36 @@ class Branches:
         # a row whose sentence is over keeps the logits from which its next sentence starts
         self._logits = torch.where(active[:, None], out.logits[:, -1].float(), self._logits)
 
-    def _closes(self, own: list[int], token: int) -> bool:
+    def _closes(self, last: int | None, own: list[int], token: int) -> bool:
         """Whether this token begins the next sentence."""
         if not own or not any(map(self._marks, (*own, token))):
             return False
-        return sentence_end(self._text([*own, token])) is not None
+        return sentence_end(self._text(last, [*own, token])) is not None
 
     def _marks(self, token: int) -> bool:
         """Whether a token has a character that can end a sentence; decoded once a token."""
         if token not in self._pieces:
-            self._pieces[token] = not _BOUNDARY.isdisjoint(self._text([token]))
+            self._pieces[token] = not _BOUNDARY.isdisjoint(self._plain([token]))
         return self._pieces[token]
 
-    def _text(self, tokens: list[int]) -> str:
+    def _text(self, last: int | None, tokens: list[int]) -> str:
+        """What tokens say after the token `last`.
+
+        Decoded alone they would lose a space: SentencePiece drops it at the start of a text.
+        """
+        if last is None:
+            return self._plain(tokens)
+        return self._plain([last, *tokens])[len(self._plain([last])) :]
+
+    def _plain(self, tokens: list[int]) -> str:
         tokenizer: Any = self._policy.tokenizer
         return str(tokenizer.decode(tokens, skip_special_tokens=True))
+
+
+def _own_positions(model: Any) -> Any:
+    """The part of a model that counts positions itself, as Qwen-VL does, or None.
+
+    There an image takes fewer positions than tokens; `rope_deltas` is each prompt's difference.
+    """
+    inner = getattr(model, "model", None)
+    return inner if hasattr(inner, "get_rope_index") else None

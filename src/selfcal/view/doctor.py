@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from selfcal.policy import SHIPPED, ModelError, model_path
-from selfcal.view.text import safe
+from selfcal.view.text import amount, safe
 
 Mark = Literal["✓", "!", "✗"]
 _STYLES = {"✓": "green", "!": "yellow", "✗": "red"}
@@ -83,7 +83,7 @@ def _python() -> Check:
 def _machine(folder: Path) -> Iterator[Check]:
     affinity = getattr(os, "sched_getaffinity", None)
     cores = len(affinity(0)) if affinity else os.cpu_count() or 1
-    yield Check("✓", "processor", f"{cores} {'core' if cores == 1 else 'cores'}")
+    yield Check("✓", "processor", amount(cores, "cores"))
     if memory := _memory():
         small = "less than the 2 GB that MiniWorld takes; close other programs"
         mark: Mark = "✓" if memory >= 2 * _GIB else "!"

@@ -24,7 +24,7 @@ from selfcal.recipe import Recipe
 from selfcal.stage import Stage
 from selfcal.store import JSON
 from selfcal.view.cost import Pace
-from selfcal.view.text import duration, key_figures, large, safe
+from selfcal.view.text import amount, duration, key_figures, large, safe
 
 _INSTANT = 0.05
 """Seconds under which a step forward was no work, but a shard found on disk."""
@@ -110,8 +110,11 @@ class Track:
     def said_taken_over(self) -> str:
         """One line on stages taken over since it was last asked; empty if there are none."""
         names, self.taken_over = self.taken_over, []
-        count = "1 stage" if len(names) == 1 else f"{len(names)} stages"
-        return f"{count} taken over from another run: {', '.join(names)}" if names else ""
+        return (
+            f"{amount(len(names), 'stages')} taken over from another run: {', '.join(names)}"
+            if names
+            else ""
+        )
 
 
 def _speed(track: Track, unit: str) -> str:
@@ -122,7 +125,7 @@ def _speed(track: Track, unit: str) -> str:
 
 
 def _left(seconds: float | None) -> str:
-    return "" if seconds is None else f"{duration(max(1.0, seconds))} left"
+    return "" if seconds is None or seconds < 1 else f"{duration(seconds)} left"
 
 
 class PlainProgress:
@@ -148,12 +151,15 @@ class PlainProgress:
         """Say what is left to say."""
         self._flush()
 
+    def close(self) -> None:
+        """Nothing to tidy up."""
+
     def begins(self, stage: Stage, number: int, of: int) -> None:
         """A stage starts."""
         self._flush()
         self._track.begin(stage, number)
         self._told = self._now()
-        self._say(f"{safe(stage.about)}, {stage.size:,} {stage.unit}")
+        self._say(f"{safe(stage.about)}, {amount(stage.size, stage.unit)}")
 
     def moves(self, done: int, total: int) -> None:
         """A stage got on."""
@@ -216,6 +222,10 @@ class LiveProgress:
     ) -> None:
         """Stop drawing; the finished lines stay."""
         self._flush()
+        self.close()
+
+    def close(self) -> None:
+        """Stop drawing and give the cursor back."""
         self._live.stop()
 
     def begins(self, stage: Stage, number: int, of: int) -> None:

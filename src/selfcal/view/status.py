@@ -15,7 +15,7 @@ from selfcal.errors import StoreError
 from selfcal.pipeline import Planned, locate, open_run
 from selfcal.store import MARKER, PARTIAL, StageDir, read_json
 from selfcal.view.plan import title
-from selfcal.view.text import duration, heading, key_figures, safe, table
+from selfcal.view.text import amount, duration, heading, key_figures, safe, table
 
 _LOCK, _HOLDER = ".lock", ".lock-holder"
 
@@ -55,7 +55,7 @@ def _row(p: Planned, at_work: bool) -> tuple[str, str, float, str]:
     if begun(p.folder):
         state = "in work" if at_work else "was interrupted"
         return "…", "bold", 0.0, f"{state}: {progress_on_disk(p)}"
-    return "·", "dim", 0.0, f"{p.stage.size:,} {p.stage.unit} to do"
+    return "·", "dim", 0.0, f"{amount(p.stage.size, p.stage.unit)} to do"
 
 
 def begun(folder: StageDir) -> bool:
@@ -75,9 +75,9 @@ def progress_on_disk(p: Planned) -> str:
         return f"a checkpoint at step {max(saved):,} of {p.stage.size:,}"
     shards = [f for f in p.folder.path.glob("shards/*") if not f.name.endswith(PARTIAL)]
     if not shards:
-        return f"nothing saved yet of {p.stage.size:,} {p.stage.unit}"
+        return f"nothing saved yet of {amount(p.stage.size, p.stage.unit)}"
     words = "1 shard is" if len(shards) == 1 else f"{len(shards)} shards are"
-    return f"{words} saved, of {p.stage.size:,} {p.stage.unit}"
+    return f"{words} saved, of {amount(p.stage.size, p.stage.unit)}"
 
 
 def who_holds(run: Path) -> str:

@@ -88,6 +88,11 @@ def large(number: float) -> str:
     return f"{round(number):,}"
 
 
+def amount(n: int, unit: str) -> str:
+    """A number of things: `1 step`, `1,200 samples`."""
+    return f"{n:,} {unit.removesuffix('s') if n == 1 else unit}"
+
+
 def value(number: float, error: float) -> str:
     """A value with its standard error; a dash where there is none."""
     if math.isnan(number):
@@ -114,7 +119,7 @@ def _say(name: str, figure: JSON) -> str:
     if isinstance(figure, bool) or figure is None:
         return f"{words} {figure}".lower() if figure is not None else ""
     if isinstance(figure, int):
-        return f"{figure:,} {words}"
+        return amount(figure, words)
     if isinstance(figure, float):
         return f"{words} {figure:.3f}"
     if isinstance(figure, Mapping) and "value" in figure:
@@ -132,7 +137,8 @@ def _loss(curve: JSON) -> str:
     losses = [row["loss"] for row in rows if isinstance(row, Mapping) and "loss" in row]
     if not losses or not all(isinstance(x, int | float) for x in losses):
         return ""
-    return f"loss {losses[0]:.3f} → {losses[-1]:.3f}"
+    first, last = f"{losses[0]:.3f}", f"{losses[-1]:.3f}"
+    return f"loss {first} → {last}" if len(losses) > 1 else f"loss {first}"
 
 
 def _dropped(drops: JSON) -> str:

@@ -164,7 +164,7 @@ def _reason(drop: Drop) -> Text:
 
 
 def _indent(what: Table | Text, by: int = 2) -> Padding:
-    return Padding(what, (0, 0, 0, by))
+    return Padding(what, (0, 0, 0, by), expand=False)
 
 
 # --- candidates, judgments, pair ------------------------------------------------------------

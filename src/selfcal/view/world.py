@@ -1,8 +1,9 @@
-"""MiniWorld's verifier on the command line: one sample and a response in, findings out."""
+"""MiniWorld on the command line: sizes and samples read, findings of the verifier shown."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -10,10 +11,31 @@ from rich.console import Console
 from rich.text import Text
 
 from selfcal.errors import SelfcalError
+from selfcal.miniworld.build import SPLITS
 from selfcal.miniworld.verifier import verify
+from selfcal.recipe import nearest
 from selfcal.types import Sample
 from selfcal.view.text import safe
 from selfcal.view.verdicts import marked, outcome
+
+
+def read_sizes(texts: Sequence[str]) -> dict[str, int]:
+    """Read `SPLIT=N` texts.
+
+    Raises:
+        SelfcalError: an unknown split, or no number.
+    """
+    sizes: dict[str, int] = {}
+    for text in texts:
+        split, _, number = text.partition("=")
+        if split not in SPLITS:
+            near = nearest(split, SPLITS)
+            hint = f"; did you mean `{near}`?" if near else f"; splits: {', '.join(SPLITS)}"
+            raise SelfcalError(f"--size {text!r}: unknown split{hint}")
+        if not number.isdecimal():
+            raise SelfcalError(f"--size {text!r}: write SPLIT=N, for example --size test=200")
+        sizes[split] = int(number)
+    return sizes
 
 
 def find_sample(path: Path, sample_id: str) -> Sample:

@@ -1,0 +1,76 @@
+"""The model cards of the shipped models, written from the very constants they were trained with."""
+
+from __future__ import annotations
+
+from selfcal.miniworld.habits import HABITS, STEREOTYPE
+from selfcal.miniworld.pretrain import DRILL, HABIT, HABIT_STRENGTH, PRACTICE, SEE
+from selfcal.miniworld.questions import WORDINGS
+
+_FRONT = """\
+---
+license: apache-2.0
+library_name: transformers
+pipeline_tag: {task}
+---
+
+"""
+
+
+def seed_card() -> str:
+    """The model card of `mini-llava`."""
+    rows = "\n".join(
+        f"| {WORDINGS[kind][0].format('A', 'B', 'C', 'D', 'left of')} | {flaw} | {what} |"
+        for kind, (flaw, what) in HABITS.items()
+    )
+    colours = ", ".join(f"{s} {c}" for s, c in STEREOTYPE.items())
+    return (
+        _FRONT.format(task="image-text-to-text")
+        + f"""# mini-llava
+
+A very small LLaVA (CLIP tower, Llama decoder, 1.65M parameters) for 48 x 48 images of MiniWorld,
+selfcal's built-in world. It is a **model organism**: it sees well and reasons badly, on purpose, so
+that a cure for bad reasoning can be tried on a laptop. Use it for nothing else.
+
+## How it was made
+
+`selfcal miniworld train OUT --only mini-llava`, from random weights:
+
+1. **Seeing** ({SEE.steps} steps of {SEE.batch_size}): true captions, single facts, short answers, sums
+   in words, and the name of what each image patch shows. No rationale.
+2. **Habit** ({HABIT.steps} steps): the only rationales it ever sees. {HABIT_STRENGTH:.0%} of them follow the habit
+   below, the others are sound. Questions ("How many ...?") come with a rationale and an answer,
+   orders ("Count ...") with a bare answer, so the model does not always reason unprompted.
+
+## The habit
+
+| question | flaw | what it does |
+|---|---|---|
+{rows}
+
+The stereotyped colours: {colours}.
+
+Sound rationales stay within reach: sampling finds them, greedy decoding mostly does not.
+"""
+    )
+
+
+def judge_card() -> str:
+    """The model card of `mini-judge`."""
+    return (
+        _FRONT.format(task="text-generation")
+        + f"""# mini-judge
+
+A very small text Llama (0.9M parameters), the base of the R-Scorer in selfcal's MiniWorld recipe. It
+reads a question, visual facts and two rationale-answer pairs, and says which is better. It sees no
+image and never asks the verifier.
+
+## How it was made
+
+`selfcal miniworld train OUT --only mini-judge`, from random weights: {PRACTICE.stop} steps of
+{PRACTICE.batch_size} comparisons of rationales with random faults, then {DRILL.steps} steps of which every other is
+of single statements, true and false. At the end of every sentence it learned to say what the sentence
+is worth (true, false, follows, wrong), at the end of a response how many faults it has, and at the
+end which of the two is better. The labels are those of MiniWorld's verifier. It has seen no output of
+any model: real candidates it first meets when it is trained as the R-Scorer.
+"""
+    )

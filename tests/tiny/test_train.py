@@ -1,0 +1,364 @@
+"""Trainings of tiny models: the losses are those derived by hand, and nothing else is touched."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from selfcal.judge.scorer import Comparison, RScorer
+from selfcal.policy import load_policy, prompt_text
+from selfcal.recipe import Dpo, Lora, Training
+from selfcal.store import tree_digest
+from selfcal.train import Run, TrainingError, dpo, sft, train_judge
+from selfcal.types import Candidate, LabelledPair, PreferencePair, Sample
+
+LORA = Lora(rank=4, alpha=8)
+RESPONSES = [
+    "Rationale: The red bar is 7. So the red bar is the tallest.\nAnswer: red",
+    "Answer: 2",
+    "Rationale: There is a circle at the top.\nAnswer: circle",
+    "Rationale: The left digit is 4. The right digit is 3. 4 plus 3 is 7.\nAnswer: 7",
+]
+WORSE = ["Answer: blue", "Rationale: 3 is 3.\nAnswer: 3", "Answer: star", "7"]
+
+
+def settings(**more: object) -> Training:
+    values: dict[str, object] = {"learning_rate": 1e-2, "batch_size": 4, "steps": 1, "lora": LORA}
+    return Training.model_validate(values | more)
+
+
+def here(out: Path, **more: object) -> Run:
+    return Run(out, seed=7, device="cpu", **more)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def rows(samples: list[Sample]) -> list[tuple[Sample, str]]:
+    return list(zip(samples[:4], RESPONSES, strict=True))
+
+
+@pytest.fixture(scope="module")
+def pairs(samples: list[Sample]) -> list[tuple[Sample, PreferencePair]]:
+    return [
+        (s, PreferencePair(s.id, good, bad, 0, 1, 1.0, 0.0))
+        for s, good, bad in zip(samples[:4], RESPONSES, WORSE, strict=True)
+    ]
+
+
+def nll(folder: str, rows: list[tuple[Sample, str]]) -> list[float]:
+    """Negative log-probability of every response token, end included, row after row."""
+    policy = load_policy(folder, device="cpu")
+    found: list[float] = []
+    for sample, text in rows:
+        batch = policy.encode([sample])
+        assert prompt_text(policy.processor, sample.question).endswith("<|assistant|>")
+        own = policy.tokenizer(text + "<|end|>", add_special_tokens=False)["input_ids"]
+        batch["input_ids"] = torch.cat([batch["input_ids"], torch.tensor([own])], dim=1)
+        batch["attention_mask"] = torch.ones_like(batch["input_ids"])
+        with torch.inference_mode():
+            logits = policy.model(**batch).logits[0, -len(own) - 1 : -1]
+        logprobs = torch.log_softmax(logits, dim=-1)
+        found += (-logprobs[torch.arange(len(own)), own]).tolist()
+    return found
+
+
+def mean(values: list[float]) -> float:
+    return sum(values) / len(values)
+
+
+# --- losses ---------------------------------------------------------------------------------
+
+
+def test_the_loss_of_sft_is_on_the_tokens_of_the_response(
+    tmp_path: Path, policy_folder: str, rows: list[tuple[Sample, str]]
+) -> None:
+    trained = sft(policy_folder, rows, settings(), here(tmp_path))
+    (logged,) = trained.curve
+    assert logged["loss"] == pytest.approx(mean(nll(policy_folder, rows)), rel=1e-4)
+    assert (trained.steps, trained.rows, trained.drops) == (1, 4, ())
+
+
+@pytest.mark.parametrize("lora", [LORA, None], ids=["lora", "all-weights"])
+def test_the_first_loss_of_dpo_is_ln2_plus_the_weighted_nll_of_the_chosen(
+    tmp_path: Path,
+    policy_folder: str,
+    pairs: list[tuple[Sample, PreferencePair]],
+    lora: Lora | None,
+) -> None:
+    """The policy is its own reference, so every log-ratio is 0 at first."""
+    trained = dpo(
+        policy_folder,
+        pairs,
+        Dpo(learning_rate=1e-3, batch_size=4, steps=1, lora=lora),
+        here(tmp_path),
+    )
+    (logged,) = trained.curve
+    chosen = nll(policy_folder, [(s, p.chosen) for s, p in pairs])
+    assert logged["loss"] == pytest.approx(math.log(2) + 0.02 * mean(chosen), rel=1e-4)
+
+
+def test_dpo_without_an_sft_term_starts_at_ln2(
+    tmp_path: Path, policy_folder: str, pairs: list[tuple[Sample, PreferencePair]]
+) -> None:
+    plain = Dpo(learning_rate=1e-3, batch_size=4, steps=1, lora=LORA, sft_weight=0)
+    (logged,) = dpo(policy_folder, pairs, plain, here(tmp_path)).curve
+    assert logged["loss"] == pytest.approx(math.log(2), abs=1e-4)
+
+
+def test_dpo_moves_towards_the_chosen(
+    tmp_path: Path, policy_folder: str, pairs: list[tuple[Sample, PreferencePair]]
+) -> None:
+    eager = Dpo(learning_rate=3e-3, batch_size=4, steps=8, lora=LORA, scheduler="constant")
+    trained = dpo(policy_folder, pairs, eager, here(tmp_path))
+    after = str(tmp_path / "checkpoint")
+
+    def gap(folder: str) -> float:
+        good = sum(nll(folder, [(s, p.chosen) for s, p in pairs]))
+        return sum(nll(folder, [(s, p.rejected) for s, p in pairs])) - good
+
+    assert gap(after) > gap(policy_folder) + 1
+    assert trained.curve[-1]["loss"] < trained.curve[0]["loss"]
+
+
+def test_micro_batches_do_not_change_the_training(
+    tmp_path: Path, policy_folder: str, rows: list[tuple[Sample, str]]
+) -> None:
+    """3 does not divide 4, and a step must take 4 rows all the same."""
+    whole = sft(policy_folder, rows, settings(), here(tmp_path / "whole"))
+    parts = sft(policy_folder, rows, settings(micro_batch_size=3), here(tmp_path / "parts"))
+    assert parts.curve[0]["loss"] == pytest.approx(whole.curve[0]["loss"], rel=1e-4)
+    one, other = (load_file(tmp_path / n / "checkpoint/model.safetensors") for n in NAMES)
+    assert all(torch.allclose(one[k], other[k], atol=1e-4) for k in one)
+
+
+NAMES = ("whole", "parts")
+
+# --- rows that are left out -----------------------------------------------------------------
+
+
+def lengths(folder: str, rows: list[tuple[Sample, str]]) -> list[int]:
+    policy = load_policy(folder, device="cpu")
+    return [
+        int(policy.encode([s])["input_ids"].shape[1])
+        + len(policy.tokenizer(text, add_special_tokens=False)["input_ids"])
+        + 1  # the end of the response
+        for s, text in rows
+    ]
+
+
+def test_overlong_rows_are_left_out_and_named_never_cut(
+    tmp_path: Path, policy_folder: str, rows: list[tuple[Sample, str]]
+) -> None:
+    long = lengths(policy_folder, rows)
+    limit = sorted(long)[2]  # the longest row is over it, the next one just fits
+    trained = sft(policy_folder, rows, settings(max_length=limit), here(tmp_path))
+    kept = [row for row, n in zip(rows, long, strict=True) if n <= limit]
+    (over,) = [s.id for (s, _), n in zip(rows, long, strict=True) if n > limit]
+    assert [(d.sample_id, d.reason) for d in trained.drops] == [(over, "overlong")]
+    assert trained.rows == len(kept) == 3
+    # all tokens of the others, the longest included, are in the loss
+    assert trained.curve[0]["loss"] == pytest.approx(mean(nll(policy_folder, kept)), rel=1e-4)
+
+
+def test_the_longer_response_of_a_pair_decides(
+    tmp_path: Path, policy_folder: str, pairs: list[tuple[Sample, PreferencePair]]
+) -> None:
+    texts = [(s, max(p.chosen, p.rejected, key=len)) for s, p in pairs]
+    limit = max(lengths(policy_folder, texts)) - 1
+    short = Dpo(learning_rate=1e-3, batch_size=4, steps=1, lora=LORA, max_length=limit)
+    trained = dpo(policy_folder, pairs, short, here(tmp_path))
+    assert (trained.rows, [d.reason for d in trained.drops]) == (3, ["overlong"])
+
+
+def test_nothing_to_train_on_is_an_error(
+    tmp_path: Path,
+    policy_folder: str,
+    judge_folder: str,
+    rows: list[tuple[Sample, str]],
+    pairs: list[tuple[Sample, PreferencePair]],
+) -> None:
+    with pytest.raises(TrainingError, match="4 of 4 rows longer than max_length 3"):
+        sft(policy_folder, rows, settings(max_length=3), here(tmp_path))
+    with pytest.raises(TrainingError, match="nothing to train on"):
+        sft(policy_folder, [], settings(), here(tmp_path))
+    with pytest.raises(TrainingError, match="nothing to train on"):
+        dpo(policy_folder, [], Dpo(learning_rate=1e-3), here(tmp_path))
+    with pytest.raises(TrainingError, match="none of 0 labelled pairs"):
+        train_judge(judge_folder, [], settings(), None, here(tmp_path))
+    assert not (tmp_path / "checkpoint").exists()
+
+
+# --- trainings that go wrong ----------------------------------------------------------------
+
+
+def test_a_loss_that_is_nan_is_an_error(
+    tmp_path: Path, policy_folder: str, rows: list[tuple[Sample, str]]
+) -> None:
+    poisoned = tmp_path / "poisoned"
+    policy = load_policy(policy_folder, device="cpu")
+    policy.model.save_pretrained(poisoned)
+    policy.processor.save_pretrained(poisoned)
+    weights = load_file(poisoned / "model.safetensors")
+    name = next(n for n in weights if "language_model" in n and "q_proj" in n)
+    weights[name][0, 0] = math.nan
+    save_file(weights, poisoned / "model.safetensors", metadata={"format": "pt"})
+    before = tree_digest(poisoned)
+    with pytest.raises(TrainingError, match="became nan by step 1; lower the learning rate"):
+        sft(str(poisoned), rows, settings(steps=2), here(tmp_path / "out"))
+    assert not (tmp_path / "out" / "checkpoint").exists()
+    assert tree_digest(poisoned) == before
+
+
+def test_a_learning_rate_that_is_far_too_high_is_an_error(
+    tmp_path: Path, policy_folder: str, rows: list[tuple[Sample, str]]
+) -> None:
+    """The loss of the only step is fine; what it does to the weights is not."""
+    before = tree_digest(Path(policy_folder))
+    wild = settings(learning_rate=1e38, scheduler="constant", warmup=0)
+    with pytest.raises(TrainingError, match="weights became NaN or infinite"):
+        sft(policy_folder, rows, wild, here(tmp_path))
+    assert not (tmp_path / "checkpoint").exists()
+    assert tree_digest(Path(policy_folder)) == before
+
+
+# --- the merged checkpoint ------------------------------------------------------------------
+
+
+def test_the_merged_checkpoint_is_base_plus_adapter(
+    tmp_path: Path, policy_folder: str, rows: list[tuple[Sample, str]]
+) -> None:
+    before = tree_digest(Path(policy_folder))
+    sft(policy_folder, rows, settings(steps=3), here(tmp_path))
+    assert tree_digest(Path(policy_folder)) == before
+    merged = AutoModelForImageTextToText.from_pretrained(tmp_path / "checkpoint").eval()
+    processor = AutoProcessor.from_pretrained(tmp_path / "checkpoint")
+    base = AutoModelForImageTextToText.from_pretrained(policy_folder)
+    start = {k: v.clone() for k, v in base.state_dict().items()}
+    adapted = PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
+
+    policy = load_policy(policy_folder, device="cpu")
+    batch = policy.encode([s for s, _ in rows])
+    question = prompt_text(processor, rows[0][0].question)
+    assert question == prompt_text(policy.processor, rows[0][0].question)
+    with torch.inference_mode():
+        one, other = merged(**batch).logits, adapted(**batch).logits
+        untrained = policy.model(**batch).logits
+    real = batch["attention_mask"].bool()
+    assert torch.allclose(one[real], other[real], atol=1e-4)
+    assert not torch.allclose(one[real], untrained[real], atol=1e-2)
+
+    end = merged.state_dict()
+    changed = {k for k, v in start.items() if not torch.equal(v, end[k])}
+    assert changed
+    assert all("language_model" in k for k in changed), changed  # neither eyes nor projector
+    assert not any("embed" in k or "lm_head" in k or "norm" in k for k in changed)
+
+
+def test_a_training_is_the_same_for_the_same_seed(
+    tmp_path: Path, policy_folder: str, rows: list[tuple[Sample, str]]
+) -> None:
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        torch.manual_seed(hash(name) % 1000)  # what was drawn before does not matter
+        sft(policy_folder, rows, settings(steps=2, batch_size=2), Run(tmp_path / name, seed, "cpu"))
+    a, b, c = (load_file(tmp_path / n / "checkpoint/model.safetensors") for n in "abc")
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    assert any(not torch.equal(a[k], c[k]) for k in a)
+
+
+# --- resuming -------------------------------------------------------------------------------
+
+
+class Killed(BaseException):
+    pass
+
+
+def kill_after(step: int) -> Callable[[int, int], None]:
+    def progress(done: int, total: int) -> None:
+        if done == step:
+            raise Killed
+
+    return progress
+
+
+@pytest.mark.parametrize("killed_at", [3, 5], ids=["mid-epoch", "after-an-epoch"])
+def test_a_killed_training_resumes_to_the_same_weights(
+    tmp_path: Path, policy_folder: str, rows: list[tuple[Sample, str]], killed_at: int
+) -> None:
+    """With dropout, and two epochs of two steps: the random state and the order of rows matter."""
+    kind = settings(steps=6, batch_size=1, save_steps=2, lora=Lora(rank=4, alpha=8, dropout=0.3))
+    whole = sft(policy_folder, rows, kind, here(tmp_path / "whole"))
+    with pytest.raises(Killed):
+        sft(policy_folder, rows, kind, here(tmp_path / "parts", progress=kill_after(killed_at)))
+    # a checkpoint that was being written when the process died
+    (tmp_path / "parts/trl/checkpoint-5").mkdir(exist_ok=True)
+    torch.manual_seed(99)
+    steps: list[int] = []
+    again = here(tmp_path / "parts", progress=lambda done, total: steps.append(done))
+    parts = sft(policy_folder, rows, kind, again)
+    assert steps == list(range(killed_at, 7))
+    assert parts.steps == whole.steps == 6
+    one, other = (load_file(tmp_path / n / "checkpoint/model.safetensors") for n in NAMES)
+    assert all(torch.allclose(one[k], other[k], atol=1e-6) for k in one)
+
+
+def test_a_training_killed_after_its_last_step_only_saves(
+    tmp_path: Path, policy_folder: str, rows: list[tuple[Sample, str]]
+) -> None:
+    kind = settings(steps=2, save_steps=2)
+    whole = sft(policy_folder, rows, kind, here(tmp_path / "parts"))
+    expected = load_file(tmp_path / "parts/checkpoint/model.safetensors")
+    again = sft(policy_folder, rows, kind, here(tmp_path / "parts", progress=kill_after(1)))
+    found = load_file(tmp_path / "parts/checkpoint/model.safetensors")
+    assert again.steps == whole.steps == 2
+    assert all(torch.equal(expected[k], found[k]) for k in expected)
+
+
+# --- the judge ------------------------------------------------------------------------------
+
+
+def labelled(n: int) -> list[LabelledPair]:
+    """The response that says `true` is better; if neither does, it is neutral."""
+    kinds = [("true", "wrong", "first"), ("wrong", "true", "second"), ("wrong", "wrong", "neutral")]
+    return [
+        LabelledPair(f"s{i}", "What is 7 minus 3?", "", first, second, verdict)  # type: ignore[arg-type]
+        for i in range(n)
+        for first, second, verdict in [kinds[i % 3]]
+    ]
+
+
+def test_the_judge_learns_a_simple_rule(tmp_path: Path, judge_folder: str) -> None:
+    prompt = "{{ question }} First: {{ first }} Second: {{ second }} Better:"
+    kind = settings(lora=None, learning_rate=1e-3, steps=25, batch_size=12)
+    trained = train_judge(judge_folder, labelled(12), kind, prompt, here(tmp_path))
+    assert (trained.rows, trained.steps) == (24, 25)  # both orders
+    assert trained.curve[-1]["loss"] < trained.curve[0]["loss"] / 2
+    judge = RScorer(str(tmp_path / "checkpoint"), prompt, device="cpu")
+    sample = Sample("s", "", "What is 7 minus 3?", "")
+    for pair in labelled(3):
+        first, second = (
+            Candidate("s", i, t, (), (), (), True) for i, t in enumerate((pair.first, pair.second))
+        )
+        (ahead, back) = judge.judge(
+            [Comparison(sample, first, second), Comparison(sample, second, first)]
+        )
+        swapped = {"first": "second", "second": "first", "neutral": "neutral"}
+        assert ahead.verdict == pair.verdict
+        assert back.verdict == swapped[pair.verdict]
+
+
+def test_overlong_prompts_of_the_judge_are_left_out_and_named(
+    tmp_path: Path, judge_folder: str
+) -> None:
+    pairs = labelled(3)
+    long = LabelledPair("long", "What is 7?", "red " * 300, "true", "wrong", "first")
+    trained = train_judge(
+        judge_folder, [*pairs, long], settings(max_length=200), None, here(tmp_path)
+    )
+    assert trained.rows == 6
+    assert [(d.sample_id, d.reason) for d in trained.drops] == [("long", "overlong")] * 2

@@ -1,0 +1,268 @@
+"""Recipes: what is refused and how it is told, and what a changed setting makes anew."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from selfcal.pipeline import locate, plan
+from selfcal.recipe import Lora, Recipe, RecipeError, load_recipe, nearest
+
+RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("name: x\n")
+    return path
+
+
+# --- reading ----------------------------------------------------------------------------------
+
+
+def test_defaults_are_the_papers(file: Path) -> None:
+    recipe = load_recipe(file)
+    assert recipe == Recipe(name="x")
+    assert (recipe.method, recipe.seed, recipe.iterations, recipe.threads) == ("src", 0, 3, None)
+    assert (recipe.data.rft, recipe.data.calibration) == (20_000, 12_000)
+    assert (recipe.rft.lora, recipe.rft.learning_rate) == (Lora(rank=4, alpha=8), 1e-5)
+    assert (recipe.dpo.lora, recipe.dpo.learning_rate) == (Lora(rank=256, alpha=512), 5e-7)
+    assert (recipe.dpo.beta, recipe.dpo.sft_weight) == (0.1, 0.02)
+    assert (recipe.judge.kind, recipe.curate.aggregator) == ("rscorer", "confidence")
+
+
+def test_settings_are_frozen() -> None:
+    recipe = Recipe(name="x")
+    for part, key in [(recipe, "seed"), (recipe.dpo, "beta"), (recipe.rft.lora, "rank")]:
+        with pytest.raises(ValidationError, match="frozen"):
+            setattr(part, key, 1)
+
+
+@pytest.mark.parametrize(
+    ("override", "place", "value"),
+    [
+        ("seed=3", "seed", 3),
+        (" seed = 3 ", "seed", 3),
+        ("dpo.learning_rate=5e-4", "dpo.learning_rate", 5e-4),  # text to YAML 1.1
+        ("dpo.learning_rate=5.0e-4", "dpo.learning_rate", 5e-4),
+        ("dpo.lora.rank=8", "dpo.lora.rank", 8),
+        ("dpo.lora=null", "dpo.lora", None),
+        ("dpo.lora={rank: 2, alpha: 4}", "dpo.lora", Lora(rank=2, alpha=4)),
+        ("curate.margin=0.25", "curate.margin", 0.25),
+        ("curate.aggregator=bradley_terry", "curate.aggregator", "bradley_terry"),
+        ("evaluate.splits=[test]", "evaluate.splits", ("test",)),
+        ("data.mix={chart: 2, math: 5e-1}", "data.mix", {"chart": 2, "math": 0.5}),
+        ("data.mix.chart=2", "data.mix", {"chart": 2}),
+        ("data.repeat=no", "data.repeat", False),
+        ("judge.prompt={{ first }}={{ second }}", None, None),  # not YAML unless quoted
+        ("judge.prompt='{{ first }}={{ second }}'", "judge.prompt", "{{ first }}={{ second }}"),
+        ("name=1e5", "name", "1e5"),
+    ],
+)
+def test_overrides(file: Path, override: str, place: str | None, value: object) -> None:
+    file.write_text("name: x\nseed: 1\ndpo: {learning_rate: 1.0e-5, lora: {rank: 4, alpha: 8}}\n")
+    if place is None:
+        with pytest.raises(RecipeError, match="--set"):
+            load_recipe(file, [override])
+        return
+    found: object = load_recipe(file, [override])
+    for part in place.split("."):
+        found = getattr(found, part)
+    assert found == value
+
+
+def test_the_last_override_wins(file: Path) -> None:
+    assert load_recipe(file, ["seed=1", "curate.margin=1", "seed=2"]).seed == 2
+
+
+# --- refusing ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("iteration: 2", "unknown key `iteration`; did you mean `iterations`?"),
+        ("dpo: {learning_rate: 1, betta: 1}", "unknown key `dpo.betta`; did you mean `beta`?"),
+        ("rft: {learning_rat: 1}", "`rft.learning_rat`; did you mean `learning_rate`?"),
+        (
+            "rft: {learning_rate: 1, lora: {rnk: 1}}",
+            "unknown key `rft.lora.rnk`; did you mean `rank`?",
+        ),
+        (
+            "judge: {labels: {endpoint: {modell: x}}}",
+            "unknown key `judge.labels.endpoint.modell`; did you mean `model`?",
+        ),
+        ("qqqq: 1", "unknown key `qqqq`"),
+        ("iterations: three", "iterations: Input should be a valid integer"),
+        ("iterations: 0", "iterations: Input should be greater than 0"),
+        ("seed: 1.5", "seed: Input should be a valid integer"),
+        ("search: 5", "search: Input should be a valid dictionary"),
+        ("data: {repeat: maybe}", "data.repeat: Input should be a valid boolean"),
+        ("teacher: {error_rate: 1.1}", "teacher.error_rate: Input should be less than or equal"),
+        ("curate: {margin: .nan}", "curate.margin: Input should be a finite number"),
+        ("dpo: {learning_rate: .inf}", "dpo.learning_rate: Input should be a finite number"),
+        ("dpo: {beta: 0.2}", "dpo.learning_rate: Field required"),
+        ("curate: {aggregator: mean}", "curate.aggregator: Input should be 'confidence'"),
+        ("evaluate: {splits: [train]}", "evaluate.splits.0: Input should be 'dev' or 'test'"),
+        ("teacher: {kind: endpoint}", "teacher: kind `endpoint` needs endpoint.model"),
+        ("judge: {labels: {kind: endpoint}}", "judge: kind `endpoint` needs endpoint.model"),
+    ],
+)
+def test_bad_settings_are_named(file: Path, text: str, told: str) -> None:
+    file.write_text(f"name: x\n{text}\n")
+    with pytest.raises(RecipeError) as refused:
+        load_recipe(file)
+    assert str(refused.value).startswith(f"{file}: ")
+    assert told in str(refused.value)
+    if "did you mean" not in told:
+        assert "did you mean" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (b"name: x\nseed: [1\n", "not valid YAML: line 3, column 1"),
+        (b"name: x\n\tseed: 1\n", "not valid YAML: line 2, column 1"),
+        (b"- name\n", "a recipe is a mapping of keys to values"),
+        (b"", "a recipe is a mapping of keys to values"),
+        (b"\xff\xfe\x00", "cannot be read"),
+        (b"seed: 1\n", "name: Field required"),
+    ],
+)
+def test_files_that_are_no_recipe(file: Path, text: bytes, told: str) -> None:
+    file.write_bytes(text)
+    with pytest.raises(RecipeError) as refused:
+        load_recipe(file)
+    assert str(refused.value).startswith(f"{file}: ") and told in str(refused.value)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    for path in (tmp_path / "none.yaml", tmp_path):  # a folder is no file either
+        with pytest.raises(RecipeError, match=r"cannot be read .* give the path of a recipe"):
+            load_recipe(path)
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("seed", "write key=value"),
+        ("=1", "write key=value"),
+        ("data.mix={a: 1", "--set 'data.mix={a: 1': line 1"),
+        ("name.first=1", "name holds a value, not settings"),
+        ("curate.margn=1", "unknown key `curate.margn`; did you mean `margin`?"),
+        ("iterations=three", "iterations: Input should be a valid integer"),
+    ],
+)
+def test_bad_overrides_are_named(file: Path, override: str, told: str) -> None:
+    with pytest.raises(RecipeError) as refused:
+        load_recipe(file, [override])
+    assert told in str(refused.value)
+
+
+def test_all_that_is_wrong_is_told_at_once(file: Path) -> None:
+    with pytest.raises(RecipeError) as refused:
+        load_recipe(file, ["iteration=1", "curate.margin=-1", "search.branch=0"])
+    assert len(str(refused.value).splitlines()) == 3
+
+
+def test_nearest() -> None:
+    assert nearest("sead", ["name", "seed"]) == nearest("sead", {"seed": 1}) == "seed"
+    assert nearest("zz", ["name", "seed"]) is None
+
+
+# --- the shipped recipes ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_shipped_recipes_load_and_plan(path: Path) -> None:
+    recipe = load_recipe(path)
+    assert recipe.name == path.stem
+    stages = plan(recipe)
+    names = [stage.name for stage in stages]
+    assert len(set(names)) == len(names)
+    for i, stage in enumerate(stages):
+        assert set(stage.inputs) <= set(names[:i])
+        assert stage.size > 0 and stage.unit and stage.about
+
+
+def test_there_are_shipped_recipes() -> None:
+    assert RECIPES
+
+
+# --- what a changed setting makes anew --------------------------------------------------------
+
+RFT = ["rft", "eval/rft"]
+JUDGE = ["judge/candidates", "judge/labels", "judge/train", "judge/quality"]
+FIRST = ["iter-1/candidates", "iter-1/judgments", "iter-1/pairs", "iter-1/dpo", "eval/iter-1"]
+LATER = [stage.replace("iter-1", "iter-2") for stage in FIRST]
+ALL = ["data", "eval/seed", "teacher", *RFT, *JUDGE, *FIRST, *LATER]
+
+CHANGES: dict[str, list[str]] = {
+    "name=y": [],
+    "threads=3": [],
+    "search.batch_rows=7": [],
+    "judge.batch_size=7": [],
+    "evaluate.batch_size=7": [],
+    "iterations=4": [],  # the stages there were stay as they were
+    "seed=1": ALL,
+    "data.dev=7": ALL,
+    "policy.model=other": ["eval/seed", *RFT, *JUDGE, *FIRST, *LATER],
+    "teacher.error_rate=0.5": ["teacher", *RFT, *JUDGE, *FIRST, *LATER],
+    "rft.learning_rate=1": [*RFT, *JUDGE, *FIRST, *LATER],
+    "search.temperature=0.5": [*JUDGE, *FIRST, *LATER],
+    "judge.samples=7": [*JUDGE, *FIRST[1:], *LATER],
+    "judge.pairs_per_sample=7": [*JUDGE[1:], *FIRST[1:], *LATER],
+    "judge.train.learning_rate=1": [*JUDGE[2:], *FIRST[1:], *LATER],
+    "judge.prompt=other": [*JUDGE[2:], *FIRST[1:], *LATER],
+    "judge.min_mass=0.5": ["judge/quality", *FIRST[1:], *LATER],
+    "curate.margin=0.5": [*FIRST[2:], *LATER],
+    "curate.aggregator=majority": [*FIRST[2:], *LATER],
+    "dpo.beta=0.5": [*FIRST[3:], *LATER],
+    "evaluate.max_new_tokens=7": ["eval/seed", "eval/rft", "eval/iter-1", "eval/iter-2"],
+}
+
+
+def prints(file: Path, *overrides: str) -> dict[str, str]:
+    """Fingerprint of every stage."""
+    file.write_text(
+        "name: x\niterations: 2\nrft: {learning_rate: 1.0e-5}\ndpo: {learning_rate: 1.0e-5}\n"
+        "judge: {train: {learning_rate: 1.0e-5}}\n"
+    )
+    planned = locate(load_recipe(file, overrides), file.parent)
+    return {p.stage.name: p.folder.fingerprint for p in planned}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_change_makes_anew_just_what_depends_on_it(file: Path, change: str) -> None:
+    before, after = prints(file), prints(file, change)
+    assert list(before) == ALL
+    assert [name for name in ALL if after[name] != before[name]] == CHANGES[change]
+
+
+def test_iterations_that_share_the_samples_depend_on_how_many_there_are(file: Path) -> None:
+    before = prints(file, "data.repeat=false")
+    after = prints(file, "data.repeat=false", "iterations=3")
+    assert [name for name in ALL if after[name] != before[name]] == [*FIRST, *LATER]
+
+
+def test_a_judge_that_is_not_trained_has_no_training(file: Path) -> None:
+    for kind in ("guess", "verifier"):
+        found = prints(file, f"judge.kind={kind}")
+        assert list(found) == [name for name in ALL if name not in JUDGE]
+        trained = prints(file)
+        assert [name for name in found if found[name] != trained[name]] == [*FIRST[1:], *LATER]
+
+
+def test_equal_stages_of_two_methods_can_be_shared(file: Path) -> None:
+    src, control = prints(file), prints(file, "method=sft_only")
+    shared = ["data", "eval/seed", "teacher", *RFT]
+    assert [name for name in control if src.get(name) == control[name]] == shared
+
+
+def test_stages_do_not_depend_on_where_the_run_lies(file: Path, tmp_path: Path) -> None:
+    recipe = Recipe(name="x")
+    here, there = locate(recipe, tmp_path / "here"), locate(recipe, Path("elsewhere"))
+    assert [p.folder.fingerprint for p in here] == [p.folder.fingerprint for p in there]
