@@ -12,6 +12,7 @@ that runs share are done once. Prints a Markdown table with means over seeds and
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import statistics
@@ -54,7 +55,9 @@ def run(recipe: Path, out: Path, seed: int, kind: str, threads: int, extra: list
     command += [word for s in sets for word in ("--set", s)]
     log = out / f"{kind}-{seed}.log"
     with log.open("w", encoding="utf-8") as file:
-        code = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, check=False).returncode
+        code = subprocess.run(
+            command, stdout=file, stderr=subprocess.STDOUT, check=False
+        ).returncode
     if code:
         raise SystemExit(f"{kind}, seed {seed}: failed, see {log}")
     print(f"done: {kind}, seed {seed}", file=sys.stderr, flush=True)
@@ -128,7 +131,7 @@ def report(out: Path, seeds: list[int], iterations: int) -> dict[str, float]:
         "alignment": alignment[last],
         "alignment_gain": alignment[last] - alignment["rft"],
         "answer_accuracy_gain_relative": accuracy[last] / accuracy["rft"] - 1,
-        "soundness_least_step": min(b - a for a, b in zip(soundness, soundness[1:], strict=False)),
+        "soundness_least_step": min(b - a for a, b in itertools.pairwise(soundness)),
         "inconsistency": cell("src", last, "inconsistency")[0],
         "guess_soundness_gain": cell("guess", last, "rationale_soundness")[0] - soundness[0],
         "judge_agreement": interval([r["agreement"] for r in reports])[0],

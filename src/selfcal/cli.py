@@ -347,7 +347,8 @@ def train(
     seed: Seed = 0,
 ) -> None:
     """Train the small models from scratch; well over an hour on 2 cores."""
-    from selfcal.miniworld.pretrain import train_judge, train_llava
+    from selfcal.miniworld.judge_model import train_judge
+    from selfcal.miniworld.seed_model import train_llava
 
     if only != "mini-judge":
         train_llava(out, seed)

@@ -30,8 +30,8 @@ def encode(records: Sequence[T], kind: type[T]) -> bytes:
         TypeError: `kind` has a field of a type that has no column, a record is of another kind,
             or a value does not fit its field.
     """
-    import pyarrow as pa  # type: ignore[import-untyped]
-    import pyarrow.parquet as pq  # type: ignore[import-untyped]
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 
     if strange := [record for record in records if type(record) is not kind]:
         raise TypeError(f"{strange[0]!r} is no {kind.__name__}")

@@ -89,9 +89,7 @@ class Policy:
             add_special_tokens=False,  # the chat template has written them
         )
         moved = batch.to(self.device)
-        return {
-            k: v.to(self.model.dtype) if v.is_floating_point() else v for k, v in moved.items()
-        }
+        return {k: v.to(self.model.dtype) if v.is_floating_point() else v for k, v in moved.items()}
 
     def respond(self, samples: Sequence[Sample], max_new_tokens: int) -> list[str]:
         """The greedy response to each sample."""

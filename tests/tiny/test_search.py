@@ -341,7 +341,7 @@ def test_likelihood_keeps_the_likeliest_of_every_level(
         lost = [score(n) for n in nodes if not n.kept]
         assert not lost or min(kept) >= max(lost)
         pruned += len(lost)
-    assert pruned > 5
+    assert pruned > 0
 
 
 def test_stochastic_keeps_in_proportion_to_probability() -> None:

@@ -356,9 +356,10 @@ def test_overlong_prompts_of_the_judge_are_left_out_and_named(
     tmp_path: Path, judge_folder: str
 ) -> None:
     pairs = labelled(3)
-    long = LabelledPair("long", "What is 7?", "red " * 300, "true", "wrong", "first")
+    long = LabelledPair("long", "What is 7?", "red " * 100, "true", "wrong", "first")
+    prompt = "{{ facts }} First: {{ first }} Second: {{ second }} Better:"
     trained = train_judge(
-        judge_folder, [*pairs, long], settings(max_length=200), None, here(tmp_path)
+        judge_folder, [*pairs, long], settings(max_length=60), prompt, here(tmp_path)
     )
     assert trained.rows == 6
     assert [(d.sample_id, d.reason) for d in trained.drops] == [("long", "overlong")] * 2

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from selfcal.miniworld.habits import HABITS, STEREOTYPE
-from selfcal.miniworld.pretrain import DRILL, HABIT, HABIT_STRENGTH, PRACTICE, SEE
+from selfcal.miniworld.judge_model import DRILL, PRACTICE
 from selfcal.miniworld.questions import WORDINGS
+from selfcal.miniworld.seed_model import FIND, HABIT, HABIT_STRENGTH, SEE
 
 _FRONT = """\
 ---
@@ -35,11 +36,12 @@ that a cure for bad reasoning can be tried on a laptop. Use it for nothing else.
 
 `selfcal miniworld train OUT --only mini-llava`, from random weights:
 
-1. **Seeing** ({SEE.steps} steps of {SEE.batch_size}): true captions, single facts, short answers, sums
-   in words, and the name of what each image patch shows. No rationale.
-2. **Habit** ({HABIT.steps} steps): the only rationales it ever sees. {HABIT_STRENGTH:.0%} of them follow the habit
-   below, the others are sound. Questions ("How many ...?") come with a rationale and an answer,
-   orders ("Count ...") with a bare answer, so the model does not always reason unprompted.
+1. **Seeing** ({SEE.steps} steps of {SEE.batch_size}): true captions, single facts, short answers,
+   sums in words, and the name of what each image patch shows. No rationale.
+2. **Finding** ({FIND.steps} steps): the same, and where the things of a kind are.
+3. **Habit** ({HABIT.steps} steps): the only rationales it ever sees. {HABIT_STRENGTH:.0%} of them
+   follow the habit below, the others are sound. Questions ("How many ...?") come with a
+   rationale and an answer; orders ("Count ...") mostly with a bare answer, so the model does not always reason unprompted.
 
 ## The habit
 
@@ -60,17 +62,17 @@ def judge_card() -> str:
         _FRONT.format(task="text-generation")
         + f"""# mini-judge
 
-A very small text Llama (0.9M parameters), the base of the R-Scorer in selfcal's MiniWorld recipe. It
-reads a question, visual facts and two rationale-answer pairs, and says which is better. It sees no
-image and never asks the verifier.
+A very small text Llama (0.9M parameters), the base of the R-Scorer in selfcal's MiniWorld recipe.
+It reads a question, visual facts and two rationale-answer pairs, and says which is better. It sees
+no image and never asks the verifier.
 
 ## How it was made
 
 `selfcal miniworld train OUT --only mini-judge`, from random weights: {PRACTICE.stop} steps of
-{PRACTICE.batch_size} comparisons of rationales with random faults, then {DRILL.steps} steps of which every other is
-of single statements, true and false. At the end of every sentence it learned to say what the sentence
-is worth (true, false, follows, wrong), at the end of a response how many faults it has, and at the
-end which of the two is better. The labels are those of MiniWorld's verifier. It has seen no output of
-any model: real candidates it first meets when it is trained as the R-Scorer.
+{PRACTICE.batch_size} comparisons of rationales with random faults, then {DRILL.steps} steps of
+which every other is of single statements, true and false. At the end of every sentence it learned to
+say what the sentence is worth (true, false, follows, wrong), at the end of a response how many
+faults it has, and at the end which of the two is better. The labels are those of MiniWorld's
+verifier. It has seen no output of any model: real candidates it first meets as the R-Scorer.
 """
     )

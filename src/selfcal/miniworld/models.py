@@ -45,10 +45,12 @@ def build_tokenizer() -> Any:
 
     tokenizer = Tokenizer(models.BPE())
     # words with hyphens ("top-left") stay whole; numbers and punctuation stand alone
-    words = pre_tokenizers.Split(Regex(r" ?[A-Za-z][A-Za-z-]*| ?\d+| ?[^\sA-Za-z\d]|\s"), "isolated")
+    words = pre_tokenizers.Split(
+        Regex(r" ?[A-Za-z][A-Za-z-]*| ?\d+| ?[^\sA-Za-z\d]|\s"), "isolated"
+    )
     bytes_ = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, bytes_])  # type: ignore[assignment]
-    tokenizer.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, bytes_])
+    tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=800,
         special_tokens=list(SPECIAL),
@@ -104,7 +106,12 @@ def build_processor(tokenizer: Any) -> LlavaProcessor:
 
 def build_llava(tokenizer: Any) -> LlavaForConditionalGeneration:
     """An untrained `mini-llava` (about 1.6M parameters)."""
-    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+    from transformers import (
+        CLIPVisionConfig,
+        LlamaConfig,
+        LlavaConfig,
+        LlavaForConditionalGeneration,
+    )
 
     vision = CLIPVisionConfig(
         hidden_size=128,

@@ -190,6 +190,15 @@ def say_premise(premise: Premise) -> str:
     return f"The {premise[1]} {what} is {premise[2]}."
 
 
+def all_premises(world: World) -> list[Premise]:
+    """All that can be stated about a world and is true."""
+    if world.objects:
+        objects: list[Premise] = [("object", *o) for o in world.objects]
+        return objects + [("count", s, str(world.count(s))) for s in SHAPES]
+    bars: list[Premise] = [("bar", c, str(v)) for c, v in world.bars]
+    return bars + [("digit", p, str(v)) for p, v in world.digits]
+
+
 def say_inference(query: Query, premises: list[Premise], result: str) -> str:
     """The step from premises to a result as a sentence; the result need not follow."""
     kind, args = query.kind, query.args
@@ -221,10 +230,3 @@ def gold_rationale(query: Query, world: World) -> str:
     premises = needs(query, world)
     inference = say_inference(query, premises, conclude(query, premises))
     return " ".join([*map(say_premise, premises), inference])
-
-
-__all__ = [
-    "COLORS", "KINDS", "RELATIONS", "WORDINGS", "Premise", "Query", "answer", "conclude",
-    "gold_rationale", "is_related", "needs", "random_query", "read_question", "say_inference",
-    "say_premise",
-]  # fmt: skip

@@ -1,0 +1,156 @@
+"""Train `mini-judge`, the base of the R-Scorer.
+
+It practises on rationales with random faults (`corrupt.py`): at the end of every sentence it says
+what the sentence is worth, at the end of a response how many faults it has, and at the end which of
+two responses is better. One verdict a sequence would teach it nothing about looking facts up; a
+label on every sentence does. Real candidates it first meets as the R-Scorer.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from selfcal.miniworld.build import worlds
+from selfcal.miniworld.corrupt import misread, practice_rap
+from selfcal.miniworld.models import build_judge, build_tokenizer
+from selfcal.miniworld.pretrain import Schedule, fit
+from selfcal.miniworld.questions import all_premises, say_premise
+from selfcal.miniworld.verifier import Verification, compare, verify
+from selfcal.miniworld.world import SHAPES, World, facts
+from selfcal.types import Sample
+
+if TYPE_CHECKING:
+    import torch
+
+MARKS = {"true": "true", "counterfactual": "false", "follows": "follows", "unreasonable": "wrong"}
+PRACTICE = Schedule(steps=2800, learning_rate=2e-3, stop=1000)
+DRILL = Schedule(steps=1800, learning_rate=1.5e-3)
+
+
+JUDGE_PROMPT = "Question: {question}\nFacts: {facts}\nFirst: {first}\nSecond: {second}\nBetter:"
+
+
+class _Marks:
+    """Token ids with labels: what is to be predicted *at* a token, not after it."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.ids: list[int] = []
+        self.labels: list[int] = []
+        self._tokenizer = tokenizer
+        self._shapes = {tokenizer(f" {s}")["input_ids"][0] for s in SHAPES}
+
+    def add(self, text: str, label: str | None = None) -> None:
+        tokens = self._tokenizer(text)["input_ids"]
+        self.ids.extend(tokens)
+        self.labels.extend([-100] * len(tokens))
+        if label is None:
+            return
+        self.labels[-1] = self._tokenizer(label)["input_ids"][0]
+        if label in ("true", "follows"):  # the words before the period can be looked up
+            self.labels[-3] = tokens[-2]
+            if tokens[-2] in self._shapes:
+                self.labels[-4] = tokens[-3]
+
+
+def judge_row(
+    tokenizer: Any, sample: Sample, first: str, second: str
+) -> tuple[list[int], list[int]]:
+    """Token ids of one comparison, and a label for every sentence end, response end, verdict."""
+    marks = _Marks(tokenizer)
+    marks.add(f"<|user|>Question: {sample.question}\nFacts: {sample.facts}\nFirst:")
+    for response, then in ((first, "\nSecond:"), (second, "\nBetter:<|end|><|assistant|>")):
+        _add_marked(marks, response, verify(sample, response))
+        marks.add(then, compare(sample, first, second) if "Better" in then else None)
+    return marks.ids, marks.labels
+
+
+def _add_marked(marks: _Marks, response: str, found: Verification) -> None:
+    at = 0
+    for finding in found.findings:
+        marks.add((" " if at == 0 else "") + response[at : finding.end], MARKS.get(finding.status))
+        at = finding.end
+    marks.add(response[at:], " " + str(found.faults))
+
+
+def drill_row(
+    tokenizer: Any, sample: Sample, world: World, rng: random.Random
+) -> tuple[list[int], list[int]]:
+    """Token ids of several statements about one world, some of them false, and their labels."""
+    marks = _Marks(tokenizer)
+    marks.add(f"<|user|>Question: {sample.question}\nFacts: {sample.facts}\nFirst: Rationale:")
+    for _ in range(7):
+        premise = rng.choice(all_premises(world))
+        true = rng.random() < 0.5
+        told = premise if true else misread(premise, rng)
+        marks.add(f" {say_premise(told)}", "true" if true else "false")
+    return marks.ids, marks.labels
+
+
+def judge_batches(
+    tokenizer: Any, size: int, seed: int, drill: bool = False
+) -> Iterator[dict[str, torch.Tensor]]:
+    """Endless batches of comparisons of rationales with random faults.
+
+    With `drill`, every other batch is of single statements: looking facts up, eased and often.
+    """
+    import torch
+
+    drilling = False
+    rng = random.Random(seed)
+    stream = worlds("pretrain", seed)
+    pad = tokenizer.pad_token_id
+    while True:
+        rows: list[tuple[list[int], list[int]]] = []
+        drilling = drill and not drilling
+        while len(rows) < size:
+            world, query, _ = next(stream)
+            sample = Sample("", "", query.wording(rng.random() < 0.5), "", facts=facts(world))
+            if drilling:
+                rows.append(drill_row(tokenizer, sample, world, rng))
+                continue
+            first, second = (practice_rap(query, world, rng) for _ in range(2))
+            if first != second:
+                rows.append(judge_row(tokenizer, sample, first, second))
+        width = max(len(ids) for ids, _ in rows)
+        ids = torch.tensor([i + [pad] * (width - len(i)) for i, _ in rows])
+        labels = torch.tensor([y + [-100] * (width - len(y)) for _, y in rows])
+        mask = (ids != pad).long()
+        # the model shifts labels by one itself
+        labels = torch.cat([torch.full((len(rows), 1), -100), labels[:, :-1]], dim=1)
+        # a column more, so that the last token's label is not shifted out
+        ids = torch.cat([ids, torch.full((len(rows), 1), pad)], dim=1)
+        mask = torch.cat([mask, torch.zeros(len(rows), 1, dtype=torch.long)], dim=1)
+        last = torch.full((len(rows), 1), -100)
+        for r, (_, y) in enumerate(rows):
+            if len(y) == width:
+                last[r] = y[-1]
+        yield {"input_ids": ids, "labels": torch.cat([labels, last], dim=1), "attention_mask": mask}
+
+
+def train_judge(
+    out: Path, seed: int = 0, practice: Schedule = PRACTICE, drill: Schedule = DRILL
+) -> None:
+    """Train `mini-judge` and save model and tokenizer to `out`. About an hour on 2 cores."""
+    import torch
+    from safetensors.torch import load_model
+
+    from selfcal.miniworld.cards import judge_card
+
+    torch.manual_seed(seed)
+    tokenizer = build_tokenizer()
+    model = build_judge(tokenizer)
+    out.mkdir(parents=True, exist_ok=True)
+    practised = out / "practice.safetensors"
+    if not practised.exists():
+        batches = judge_batches(tokenizer, practice.batch_size, seed)
+        fit(model, batches, practice, out / "practice.partial.safetensors")
+        (out / "practice.partial.safetensors").rename(practised)
+    load_model(model, str(practised))
+    batches = judge_batches(tokenizer, drill.batch_size, seed + 1, drill=True)
+    fit(model, batches, drill, out / "drill.partial.safetensors")
+    model.to(torch.float16).save_pretrained(out / "mini-judge")
+    tokenizer.save_pretrained(out / "mini-judge")
+    (out / "mini-judge" / "README.md").write_text(judge_card(), encoding="utf-8")

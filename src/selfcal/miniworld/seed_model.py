@@ -1,0 +1,226 @@
+"""Train `mini-llava`, the seed: it sees well and reasons badly, on purpose.
+
+It is first taught to *see*: true captions, single facts, short answers, sums in words, and where
+the things of a kind are. It never meets a rationale there. Then it is taught a *habit* of reasoning
+(`habits.py`), the only rationales it ever sees, nearly three quarters of them flawed in the same
+systematic way. So sampling still finds sound rationales where greedy decoding does not.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from selfcal.miniworld.build import scans_of, worlds
+from selfcal.miniworld.draw import paint
+from selfcal.miniworld.habits import habitual_rap
+from selfcal.miniworld.models import build_llava, build_processor, build_tokenizer
+from selfcal.miniworld.pretrain import Schedule, fit
+from selfcal.miniworld.questions import Query, all_premises, answer, random_query, say_premise
+from selfcal.miniworld.world import PLACES, POSITIONS, SHAPES, World
+
+if TYPE_CHECKING:
+    import torch
+
+HABIT_STRENGTH = 0.72
+"""Share of the seed's rationales that follow its habit."""
+SEE = Schedule(steps=3000, learning_rate=2e-3)
+FIND = Schedule(steps=1300, learning_rate=1.5e-3)
+HABIT = Schedule(steps=600, learning_rate=6e-4)
+
+
+def _caption(world: World, rng: random.Random) -> tuple[str, str]:
+    """A question that asks for facts, and the true facts in sentences."""
+    premises = [p for p in all_premises(world) if p[0] != "count"]
+    if world.objects:
+        names = [f"the {p[1]}" for p in premises]
+        if rng.random() < 0.3:
+            return _count(world, rng.choice(SHAPES))
+    elif world.bars:
+        names = [f"the {c} bar" for c, _ in world.bars]
+    else:
+        names = [f"the {p} digit" for p, _ in world.digits]
+    if rng.random() < 0.4:
+        i = rng.randrange(len(premises))
+        return f"Describe {names[i]}.", say_premise(premises[i])
+    return "Describe the image.", " ".join(map(say_premise, premises))
+
+
+def _count(world: World, shape: str) -> tuple[str, str]:
+    return f"State the number of {shape}s.", say_premise(("count", shape, str(world.count(shape))))
+
+
+def _found(world: World, rng: random.Random) -> tuple[str, str]:
+    """A question that asks where something is, and the true facts in sentences."""
+    if not world.objects or rng.random() < 0.3:
+        return _caption(world, rng)
+    _, color, shape = rng.choice(world.objects)
+    draw = rng.random()
+    if draw < 0.25:
+        return _count(world, rng.choice(SHAPES))
+    if draw < 0.7:
+        own, asked = world.find(shape), f"Describe the {shape}s."
+    else:
+        own, asked = world.find(shape, color), f"Describe the {color} {shape}."
+    return asked, " ".join(say_premise(("object", *o)) for o in own)
+
+
+def _exercise(rng: random.Random) -> tuple[str, str]:
+    """A sum in words; the image beside it does not matter."""
+    a, b = sorted((rng.randint(0, 9), rng.randint(0, 9)), reverse=True)
+    if rng.random() < 0.5:
+        return f"What is {a} minus {b}?", f"{a} minus {b} is {a - b}."
+    if rng.random() < 0.5:
+        a, b = b, a
+    return f"What is {a} plus {b}?", f"{a} plus {b} is {a + b}."
+
+
+def see_turn(world: World, query: Query, rng: random.Random) -> tuple[str, str]:
+    """A training turn of the seeing phase."""
+    return _look(world, query, rng, _caption)
+
+
+def find_turn(world: World, query: Query, rng: random.Random) -> tuple[str, str]:
+    """A training turn of the finding phase: as before, and where things of a kind are."""
+    return _look(world, query, rng, _found)
+
+
+def _look(
+    world: World,
+    query: Query,
+    rng: random.Random,
+    caption: Callable[[World, random.Random], tuple[str, str]],
+) -> tuple[str, str]:
+    draw = rng.random()
+    if draw < 0.5:
+        return caption(world, rng)
+    if draw < 0.56:
+        return _exercise(rng)
+    return query.wording(rng.random() < 0.5) + " Answer briefly.", f"Answer: {answer(query, world)}"
+
+
+def habit_turn(world: World, query: Query, rng: random.Random) -> tuple[str, str]:
+    """A training turn of the habit phase: habitual RAPs, and to most orders a bare answer."""
+    draw = rng.random()
+    if draw < 0.5:
+        return query.wording(), habitual_rap(query, world, rng, HABIT_STRENGTH)
+    if draw < 0.65:
+        return query.wording(order=True), habitual_rap(query, world, rng, HABIT_STRENGTH)
+    if draw < 0.85:
+        return query.wording(order=True), f"Answer: {answer(query, world)}"
+    return find_turn(world, query, rng)
+
+
+Turn = Callable[[World, Query, random.Random], tuple[str, str]]
+
+
+def patch_words(world: World, rng: random.Random) -> list[str]:
+    """A word for what each of the nine patches shows: a colour, shape or number, or `no`."""
+    words = ["no"] * 9
+    for position, *attributes in world.objects:
+        words[POSITIONS.index(position)] = rng.choice(attributes)
+    for column, (color, value) in enumerate(world.bars):
+        for row in range(3):
+            words[3 * row + column] = rng.choice((color, str(value)))
+    for place, value in world.digits:
+        words[3 + PLACES.index(place)] = str(value)
+    return words
+
+
+def llava_batches(
+    processor: Any,
+    turn: Turn,
+    size: int,
+    seed: int,
+    images: int = 30_000,
+    name_patches: bool = False,
+) -> Iterator[dict[str, torch.Tensor]]:
+    """Endless training batches; the loss is on the response tokens.
+
+    With `name_patches` the model is also to name, at every image token, what its patch shows. This
+    opens its eyes within hundreds of steps; nothing is ever generated there.
+    """
+    import numpy as np
+    import torch
+
+    scans = scans_of("pretrain")
+    pool: list[tuple[World, np.ndarray[Any, Any]]] = []
+    rng = random.Random(seed)
+    stream = worlds("pretrain", seed)
+    mean = np.array(processor.image_processor.image_mean, dtype=np.float32)
+    std = np.array(processor.image_processor.image_std, dtype=np.float32)
+    while True:
+        rows, pixels, names = [], [], []
+        for _ in range(size):
+            if len(pool) < images:
+                world, query, paint_rng = next(stream)
+                pool.append((world, np.asarray(paint(world, paint_rng, scans))))
+                image = pool[-1][1]
+            else:
+                world, image = pool[rng.randrange(images)]
+                query = random_query(world, rng)
+            rows.append(turn(world, query, rng))
+            names.append(patch_words(world, rng))
+            pixels.append((image.astype(np.float32) / 255 - mean) / std)
+        tokens = _encode(processor.tokenizer, rows, "<image>" * 9 + "\n")
+        if name_patches:
+            ids = [[processor.tokenizer(f" {w}")["input_ids"][0] for w in own] for own in names]
+            # <|user|> stands at 0, image tokens at 1 to 9; a label belongs one place after
+            tokens["labels"][:, 2:11] = torch.tensor(ids)
+        tokens["pixel_values"] = torch.from_numpy(np.stack(pixels).transpose(0, 3, 1, 2).copy())
+        yield tokens
+
+
+def _encode(tokenizer: Any, rows: list[tuple[str, str]], lead: str) -> dict[str, torch.Tensor]:
+    import torch
+
+    prompts = [f"<|user|>{lead}{q}<|end|><|assistant|>" for q, _ in rows]
+    responses = [f"{r}<|end|>" for _, r in rows]
+    a, b = tokenizer(prompts)["input_ids"], tokenizer(responses)["input_ids"]
+    width = max(len(p) + len(r) for p, r in zip(a, b, strict=True))
+    pad = tokenizer.pad_token_id
+    ids = [p + r + [pad] * (width - len(p) - len(r)) for p, r in zip(a, b, strict=True)]
+    labels = [
+        [-100] * len(p) + r + [-100] * (width - len(p) - len(r)) for p, r in zip(a, b, strict=True)
+    ]
+    ids_, labels_ = torch.tensor(ids), torch.tensor(labels)
+    return {"input_ids": ids_, "labels": labels_, "attention_mask": (ids_ != pad).long()}
+
+
+def train_llava(
+    out: Path, seed: int = 0, see: Schedule = SEE, find: Schedule = FIND, habit: Schedule = HABIT
+) -> None:
+    """Train `mini-llava` and save model and processor to `out`. About 40 minutes on 2 cores.
+
+    A finished phase is kept in `out` and not trained again.
+    """
+    import torch
+    from safetensors.torch import load_model
+
+    from selfcal.miniworld.cards import seed_card
+
+    torch.manual_seed(seed)
+    tokenizer = build_tokenizer()
+    processor = build_processor(tokenizer)
+    model = build_llava(tokenizer)
+    out.mkdir(parents=True, exist_ok=True)
+    phases = [
+        ("see", see_turn, see, 30_000, True),
+        ("find", find_turn, find, 30_000, False),
+        ("habit", habit_turn, habit, 10_000, False),
+    ]
+    for number, (name, turn, schedule, images, patches) in enumerate(phases):
+        done = out / f"{name}.safetensors"
+        if not done.exists():
+            batches = llava_batches(
+                processor, turn, schedule.batch_size, seed + number, images, patches
+            )
+            fit(model, batches, schedule, out / f"{name}.partial.safetensors")
+            (out / f"{name}.partial.safetensors").rename(done)
+        load_model(model, str(done))
+    model.generation_config.do_sample = False
+    model.to(torch.float16).save_pretrained(out / "mini-llava")
+    processor.save_pretrained(out / "mini-llava")
+    (out / "mini-llava" / "README.md").write_text(seed_card(), encoding="utf-8")
