@@ -178,7 +178,7 @@ def train_judge(
         args=SFTConfig(**_arguments(settings, run, len(rows))),
         processing_class=tokenizer,
         train_dataset=Dataset.from_list(rows),
-        peft_config=_lora(settings),
+        peft_config=_lora(settings, sees=False),
     )
     return _finish(trainer, tokenizer, run, len(rows), drops)
 
@@ -226,7 +226,7 @@ def _fitting(
     return kept, drops
 
 
-def _lora(settings: Training) -> LoraConfig | None:
+def _lora(settings: Training, sees: bool = True) -> LoraConfig | None:
     if settings.lora is None:
         return None
     from peft import LoraConfig
@@ -237,7 +237,7 @@ def _lora(settings: Training) -> LoraConfig | None:
         lora_dropout=settings.lora.dropout,
         target_modules="all-linear",
         # reasoning is calibrated, not sight: the vision tower and its projector stay as they are
-        exclude_modules=r".*(vision|visual|projector|multi_modal).*",
+        exclude_modules=r".*(vision|visual|projector|multi_modal).*" if sees else None,
         task_type="CAUSAL_LM",
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -156,12 +157,12 @@ def test_overlong_rows_are_left_out_and_named_never_cut(
     tmp_path: Path, policy_folder: str, rows: list[tuple[Sample, str]]
 ) -> None:
     long = lengths(policy_folder, rows)
-    limit = sorted(long)[2]  # the longest row is over it, the next one just fits
+    limit = sorted(set(long))[-2]  # the longest is over it, the next one just fits
     trained = sft(policy_folder, rows, settings(max_length=limit), here(tmp_path))
     kept = [row for row, n in zip(rows, long, strict=True) if n <= limit]
-    (over,) = [s.id for (s, _), n in zip(rows, long, strict=True) if n > limit]
-    assert [(d.sample_id, d.reason) for d in trained.drops] == [(over, "overlong")]
-    assert trained.rows == len(kept) == 3
+    over = [s.id for (s, _), n in zip(rows, long, strict=True) if n > limit]
+    assert [(d.sample_id, d.reason) for d in trained.drops] == [(i, "overlong") for i in over]
+    assert trained.rows == len(kept) == 4 - len(over) > 0
     # all tokens of the others, the longest included, are in the loss
     assert trained.curve[0]["loss"] == pytest.approx(mean(nll(policy_folder, kept)), rel=1e-4)
 
@@ -169,11 +170,15 @@ def test_overlong_rows_are_left_out_and_named_never_cut(
 def test_the_longer_response_of_a_pair_decides(
     tmp_path: Path, policy_folder: str, pairs: list[tuple[Sample, PreferencePair]]
 ) -> None:
-    texts = [(s, max(p.chosen, p.rejected, key=len)) for s, p in pairs]
-    limit = max(lengths(policy_folder, texts)) - 1
-    short = Dpo(learning_rate=1e-3, batch_size=4, steps=1, lora=LORA, max_length=limit)
-    trained = dpo(policy_folder, pairs, short, here(tmp_path))
-    assert (trained.rows, [d.reason for d in trained.drops]) == (3, ["overlong"])
+    sample, pair = pairs[0]
+    limit = max(lengths(policy_folder, [(sample, pair.chosen), (sample, pair.rejected)]))
+    turned = replace(pair, chosen=pair.rejected, rejected=pair.chosen)
+    kind = Dpo(learning_rate=1e-3, batch_size=4, steps=1, lora=LORA, max_length=limit)
+    fits = dpo(policy_folder, [(sample, pair), (sample, turned)], kind, here(tmp_path / "fits"))
+    assert (fits.rows, fits.drops) == (2, ())
+    short = kind.model_copy(update={"max_length": limit - 1})
+    with pytest.raises(TrainingError, match="2 of 2 rows longer"):
+        dpo(policy_folder, [(sample, pair), (sample, turned)], short, here(tmp_path / "short"))
 
 
 def test_nothing_to_train_on_is_an_error(

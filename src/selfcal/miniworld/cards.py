@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from selfcal.miniworld.habits import HABITS, STEREOTYPE
-from selfcal.miniworld.judge_model import DRILL, PRACTICE
+from selfcal.miniworld.judge_model import DRILL, LOOKUP, PRACTICE
 from selfcal.miniworld.questions import WORDINGS
 from selfcal.miniworld.seed_model import FIND, HABIT, HABIT_STRENGTH, SEE
 
@@ -41,7 +41,8 @@ that a cure for bad reasoning can be tried on a laptop. Use it for nothing else.
 2. **Finding** ({FIND.steps} steps): the same, and where the things of a kind are.
 3. **Habit** ({HABIT.steps} steps): the only rationales it ever sees. {HABIT_STRENGTH:.0%} of them
    follow the habit below, the others are sound. Questions ("How many ...?") come with a
-   rationale and an answer; orders ("Count ...") mostly with a bare answer, so the model does not always reason unprompted.
+   rationale and an answer; orders ("Count ...") mostly with a
+   bare answer, so the model does not always reason unprompted.
 
 ## The habit
 
@@ -69,9 +70,9 @@ no image and never asks the verifier.
 ## How it was made
 
 `selfcal miniworld train OUT --only mini-judge`, from random weights: {PRACTICE.stop} steps of
-{PRACTICE.batch_size} comparisons of rationales with random faults, then {DRILL.steps} steps of
-which every other is of single statements, true and false. At the end of every sentence it learned to
-say what the sentence is worth (true, false, follows, wrong), at the end of a response how many
+{PRACTICE.batch_size} comparisons of rationales with random faults, then {DRILL.steps} and
+{LOOKUP.steps} steps of which a half and two thirds are of single statements, true and false. At the end of every sentence it learned
+to say what the sentence is worth (true, false, follows, wrong), at the end of a response how many
 faults it has, and at the end which of the two is better. The labels are those of MiniWorld's
 verifier. It has seen no output of any model: real candidates it first meets as the R-Scorer.
 """

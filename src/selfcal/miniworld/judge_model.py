@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 MARKS = {"true": "true", "counterfactual": "false", "follows": "follows", "unreasonable": "wrong"}
 PRACTICE = Schedule(steps=2800, learning_rate=2e-3, stop=1000)
 DRILL = Schedule(steps=1800, learning_rate=1.5e-3)
+LOOKUP = Schedule(steps=800, learning_rate=1.5e-3)
 
 
 JUDGE_PROMPT = "Question: {question}\nFacts: {facts}\nFirst: {first}\nSecond: {second}\nBetter:"
@@ -79,10 +81,13 @@ def drill_row(
     tokenizer: Any, sample: Sample, world: World, rng: random.Random
 ) -> tuple[list[int], list[int]]:
     """Token ids of several statements about one world, some of them false, and their labels."""
+    premises = all_premises(world)
+    if world.objects and rng.random() < 0.7:  # objects are harder to look up than counts
+        premises = [p for p in premises if p[0] == "object"]
     marks = _Marks(tokenizer)
     marks.add(f"<|user|>Question: {sample.question}\nFacts: {sample.facts}\nFirst: Rationale:")
     for _ in range(7):
-        premise = rng.choice(all_premises(world))
+        premise = rng.choice(premises)
         true = rng.random() < 0.5
         told = premise if true else misread(premise, rng)
         marks.add(f" {say_premise(told)}", "true" if true else "false")
@@ -90,25 +95,28 @@ def drill_row(
 
 
 def judge_batches(
-    tokenizer: Any, size: int, seed: int, drill: bool = False
+    tokenizer: Any, size: int, seed: int, turns: tuple[str, ...] = ("pairs",)
 ) -> Iterator[dict[str, torch.Tensor]]:
-    """Endless batches of comparisons of rationales with random faults.
+    """Endless batches, of what `turns` says in turn.
 
-    With `drill`, every other batch is of single statements: looking facts up, eased and often.
+    `pairs` are comparisons of rationales with random faults, `drill` is single statements (looking
+    facts up, eased and often), `scenes` the same of scenes alone.
     """
     import torch
 
-    drilling = False
+    what = cycle(turns)
     rng = random.Random(seed)
     stream = worlds("pretrain", seed)
     pad = tokenizer.pad_token_id
     while True:
         rows: list[tuple[list[int], list[int]]] = []
-        drilling = drill and not drilling
+        turn = next(what)
         while len(rows) < size:
             world, query, _ = next(stream)
             sample = Sample("", "", query.wording(rng.random() < 0.5), "", facts=facts(world))
-            if drilling:
+            if turn == "scenes" and not world.objects:
+                continue
+            if turn != "pairs":
                 rows.append(drill_row(tokenizer, sample, world, rng))
                 continue
             first, second = (practice_rap(query, world, rng) for _ in range(2))
@@ -131,9 +139,16 @@ def judge_batches(
 
 
 def train_judge(
-    out: Path, seed: int = 0, practice: Schedule = PRACTICE, drill: Schedule = DRILL
+    out: Path,
+    seed: int = 0,
+    practice: Schedule = PRACTICE,
+    drill: Schedule = DRILL,
+    lookup: Schedule = LOOKUP,
 ) -> None:
-    """Train `mini-judge` and save model and tokenizer to `out`. About an hour on 2 cores."""
+    """Train `mini-judge` and save model and tokenizer to `out`. About an hour on 2 cores.
+
+    A finished phase is kept in `out` and not trained again.
+    """
     import torch
     from safetensors.torch import load_model
 
@@ -143,14 +158,18 @@ def train_judge(
     tokenizer = build_tokenizer()
     model = build_judge(tokenizer)
     out.mkdir(parents=True, exist_ok=True)
-    practised = out / "practice.safetensors"
-    if not practised.exists():
-        batches = judge_batches(tokenizer, practice.batch_size, seed)
-        fit(model, batches, practice, out / "practice.partial.safetensors")
-        (out / "practice.partial.safetensors").rename(practised)
-    load_model(model, str(practised))
-    batches = judge_batches(tokenizer, drill.batch_size, seed + 1, drill=True)
-    fit(model, batches, drill, out / "drill.partial.safetensors")
+    phases = [
+        ("practice", practice, ("pairs",)),
+        ("drill", drill, ("drill", "pairs")),
+        ("lookup", lookup, ("scenes", "scenes", "pairs")),
+    ]
+    for number, (name, schedule, turns) in enumerate(phases):
+        done = out / f"{name}.safetensors"
+        if not done.exists():
+            batches = judge_batches(tokenizer, schedule.batch_size, seed + number, turns)
+            fit(model, batches, schedule, out / f"{name}.partial.safetensors")
+            (out / f"{name}.partial.safetensors").rename(done)
+        load_model(model, str(done))
     model.to(torch.float16).save_pretrained(out / "mini-judge")
     tokenizer.save_pretrained(out / "mini-judge")
     (out / "mini-judge" / "README.md").write_text(judge_card(), encoding="utf-8")

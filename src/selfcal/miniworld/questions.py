@@ -11,7 +11,7 @@ import random
 import re
 from dataclasses import dataclass
 
-from selfcal.miniworld.world import COLORS, POSITIONS, SHAPES, World, plural
+from selfcal.miniworld.world import POSITIONS, SHAPES, World, plural
 
 Premise = tuple[str, ...]
 """A statement about the image as data: ("object", position, colour, shape), ("count", shape, n),

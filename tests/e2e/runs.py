@@ -1,0 +1,76 @@
+"""Runs of the smallest size, who is told how they go, and what they leave."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from selfcal.pipeline import locate
+from selfcal.recipe import Recipe, load_recipe
+from selfcal.stage import Stage
+
+RECIPE = Path(__file__).parents[2] / "recipes" / "miniworld-src.yaml"
+SMALL = (
+    "data.rft=40", "data.calibration=24", "data.repeat=false", "data.dev=8", "data.test=8",
+    "rft.steps=2", "judge.samples=24", "judge.train.steps=2", "dpo.steps=2", "iterations=2",
+    "curate.margin=0", "threads=1",
+)  # fmt: skip
+SHARDS = {"_SEARCH_SHARD": 8, "_JUDGE_SHARD": 5, "_EVAL_SHARD": 10}
+"""So that every sharded stage has several."""
+
+
+def small(*more: str) -> Recipe:
+    """The shipped recipe, as small as it goes."""
+    return load_recipe(RECIPE, [*SMALL, *more])
+
+
+@dataclass
+class Told:
+    """A reporter that remembers."""
+
+    begun: list[str] = field(default_factory=list)
+    ended: list[str] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+    reused: list[str] = field(default_factory=list)
+    moved: list[tuple[int, int]] = field(default_factory=list)
+
+    def begins(self, stage: Stage, number: int, of: int) -> None:
+        self.begun.append(stage.name)
+
+    def moves(self, done: int, total: int) -> None:
+        self.moved.append((done, total))
+
+    def ends(self, stage: Stage, stats: Mapping[str, Any], seconds: float) -> None:
+        self.ended.append(stage.name)
+
+    def skips(self, stage: Stage, reused: bool) -> None:
+        (self.reused if reused else self.skipped).append(stage.name)
+
+
+def outcome(recipe: Recipe, run: Path) -> dict[str, dict[str, Any]]:
+    """What a finished run holds: digests of all files, and the figures, stage by stage."""
+    found = {}
+    for p in locate(recipe, run):
+        assert p.folder.done, p.stage.name
+        assert p.folder.verify() == [], p.stage.name
+        manifest = p.folder.manifest()
+        digests = {
+            name: entry["sha256"]
+            for name, entry in manifest["files"].items()
+            # PEFT writes the path of its base there, and sets in any order
+            if name not in ("adapter/README.md", "adapter/adapter_config.json")
+        }
+        found[p.stage.name] = {"files": digests, "stats": manifest["stats"]}
+    return found
+
+
+@dataclass(frozen=True)
+class Undisturbed:
+    """The run that every other one is compared with."""
+
+    recipe: Recipe
+    run: Path
+    told: Told
+    outcome: dict[str, dict[str, Any]]
