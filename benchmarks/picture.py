@@ -2,8 +2,8 @@
 
     python benchmarks/picture.py RUN docs/before-after.png
 
-Takes, of the test samples whose rationale was unsound after fine-tuning and is sound at the end, the
-first of each category. Sentences are coloured by the verifier.
+Takes the first test sample of each category whose answer was right for a wrong reason after
+fine-tuning, and is right for a sound one at the end. Sentences are coloured by the verifier.
 """
 
 from __future__ import annotations

@@ -371,8 +371,8 @@ def test_a_folder_that_is_no_run_is_refused(undisturbed: Undisturbed, tmp_path: 
 def test_a_run_reuses_what_another_has_done(
     undisturbed: Undisturbed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Killed in the middle of linking, too."""
-    recipe, run = small("curate.margin=0.01"), tmp_path / "run"
+    """Killed in the middle of linking, too: a stage that is linked by half is not there."""
+    recipe, run = undisturbed.recipe, tmp_path / "run"
     copy = shutil.copytree
 
     def half(source: Path, target: Path, *args: Any, **how: Any) -> Path:
@@ -387,13 +387,15 @@ def test_a_run_reuses_what_another_has_done(
         patch.setattr(shutil, "copytree", half)
         with pytest.raises(Killed):
             execute(recipe, run, reuse=[undisturbed.run])
+    assert not (run / "judge/candidates").exists()
     told = Told()
-    execute(undisturbed.recipe, run, told, reuse=[undisturbed.run])
-    names = [s.name for s in plan(undisturbed.recipe)]
+    execute(recipe, run, told, reuse=[undisturbed.run])
+    names = [s.name for s in plan(recipe)]
     assert not told.begun
     assert told.skipped + told.reused == names
     assert told.skipped == names[: names.index("judge/candidates")]
-    assert outcome(undisturbed.recipe, run) == undisturbed.outcome
+    assert outcome(recipe, run) == undisturbed.outcome
+    assert not list(run.rglob("*.partial"))
     weights = Path("rft/checkpoint/model.safetensors")
     assert (run / weights).samefile(undisturbed.run / weights)
 
@@ -439,8 +441,7 @@ def test_the_loop_asks_no_verifier_and_sees_no_answer(
 
 
 def test_a_guessing_judge_needs_no_training(undisturbed: Undisturbed, tmp_path: Path) -> None:
-    recipe, told = small("judge.kind=guess", "iterations=1", "data.calibration=12"), Told()
-    recipe = recipe.model_copy(update={"data": undisturbed.recipe.data})
+    recipe, told = small("judge.kind=guess", "iterations=1"), Told()
     execute(recipe, tmp_path / "run", told, reuse=[undisturbed.run])
     assert told.reused == ["data", "eval/seed", "teacher", "rft", "eval/rft"]
     assert told.begun == [*(f"iter-1/{s}" for s in LOOP), "eval/iter-1"]

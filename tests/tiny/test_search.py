@@ -139,7 +139,7 @@ def test_a_candidate_has_the_log_probability_of_its_tokens(
     policy: Policy, samples: list[Sample], found: Found
 ) -> None:
     by_id = {s.id: s for s in samples}
-    assert len(found.candidates) > 5
+    assert found.candidates
     for c in found.candidates:
         parts = found.tokens(list(zip(c.sentences, c.sentence_logprobs, strict=True)))
         ids = [i for own in parts for i in own]
@@ -324,9 +324,11 @@ def test_every_level_draws_branch_times_the_candidates_still_wanted(
 
 
 def test_likelihood_keeps_the_likeliest_of_every_level(
-    policy: Policy, samples: list[Sample]
+    random_policy: Policy, samples: list[Sample]
 ) -> None:
-    out = run(policy, samples[:4], replace(LIMITS, keep="likelihood", candidates=3, branch=3))
+    out = run(
+        random_policy, samples[:4], replace(LIMITS, keep="likelihood", candidates=3, branch=3)
+    )
 
     def score(node: SearchNode) -> float:
         path = out.path(node)
@@ -341,7 +343,7 @@ def test_likelihood_keeps_the_likeliest_of_every_level(
         lost = [score(n) for n in nodes if not n.kept]
         assert not lost or min(kept) >= max(lost)
         pruned += len(lost)
-    assert pruned > 0
+    assert pruned > 5
 
 
 def test_stochastic_keeps_in_proportion_to_probability() -> None:

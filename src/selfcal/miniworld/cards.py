@@ -5,7 +5,7 @@ from __future__ import annotations
 from selfcal.miniworld.habits import HABITS, STEREOTYPE
 from selfcal.miniworld.judge_model import DRILL, LOOKUP, PRACTICE
 from selfcal.miniworld.questions import WORDINGS
-from selfcal.miniworld.seed_model import FIND, HABIT, HABIT_STRENGTH, SEE
+from selfcal.miniworld.seed_model import FACTS, FIND, HABIT, HABIT_STRENGTH, SEE
 
 _FRONT = """\
 ---
@@ -39,7 +39,8 @@ that a cure for bad reasoning can be tried on a laptop. Use it for nothing else.
 1. **Seeing** ({SEE.steps} steps of {SEE.batch_size}): true captions, single facts, short answers,
    sums in words, and the name of what each image patch shows. No rationale.
 2. **Finding** ({FIND.steps} steps): the same, and where the things of a kind are.
-3. **Habit** ({HABIT.steps} steps): the only rationales it ever sees. {HABIT_STRENGTH:.0%} of them
+3. **Facts** ({FACTS.steps} steps): the same, and which facts a question is about.
+4. **Habit** ({HABIT.steps} steps): the only rationales it ever sees. {HABIT_STRENGTH:.0%} of them
    follow the habit below, the others are sound. Questions ("How many ...?") come with a
    rationale and an answer; orders ("Count ...") mostly with a
    bare answer, so the model does not always reason unprompted.
@@ -71,9 +72,10 @@ no image and never asks the verifier.
 
 `selfcal miniworld train OUT --only mini-judge`, from random weights: {PRACTICE.stop} steps of
 {PRACTICE.batch_size} comparisons of rationales with random faults, then {DRILL.steps} and
-{LOOKUP.steps} steps of which a half and two thirds are of single statements, true and false. At the end of every sentence it learned
-to say what the sentence is worth (true, false, follows, wrong), at the end of a response how many
-faults it has, and at the end which of the two is better. The labels are those of MiniWorld's
-verifier. It has seen no output of any model: real candidates it first meets as the R-Scorer.
+{LOOKUP.steps} steps of which a half and two thirds are of single statements, true and false. At the
+end of every sentence it learned to say what the sentence is worth (true, false, follows, wrong), at
+the end of a response how many faults it has, and at the end which of the two is better. The labels
+are those of MiniWorld's verifier. It has seen no output of any model: real candidates it first meets
+as the R-Scorer.
 """
     )

@@ -1,9 +1,10 @@
 """Train `mini-llava`, the seed: it sees well and reasons badly, on purpose.
 
-It is first taught to *see*: true captions, single facts, short answers, sums in words, and where
-the things of a kind are. It never meets a rationale there. Then it is taught a *habit* of reasoning
-(`habits.py`), the only rationales it ever sees, nearly three quarters of them flawed in the same
-systematic way. So sampling still finds sound rationales where greedy decoding does not.
+It is first taught to *see*: true captions, single facts, short answers, sums in words, where the
+things of a kind are, which facts a question is about. It never meets a rationale there. Then it is
+taught a *habit* of reasoning (`habits.py`), the only rationales it ever sees, nearly three quarters
+of them flawed in the same systematic way. So sampling still finds sound rationales where greedy
+decoding does not.
 """
 
 from __future__ import annotations
@@ -18,7 +19,14 @@ from selfcal.miniworld.draw import paint
 from selfcal.miniworld.habits import habitual_rap
 from selfcal.miniworld.models import build_llava, build_processor, build_tokenizer
 from selfcal.miniworld.pretrain import Schedule, fit
-from selfcal.miniworld.questions import Query, all_premises, answer, random_query, say_premise
+from selfcal.miniworld.questions import (
+    Query,
+    all_premises,
+    answer,
+    needs,
+    random_query,
+    say_premise,
+)
 from selfcal.miniworld.world import PLACES, POSITIONS, SHAPES, World
 
 if TYPE_CHECKING:
@@ -28,7 +36,8 @@ HABIT_STRENGTH = 0.72
 """Share of the seed's rationales that follow its habit."""
 SEE = Schedule(steps=3000, learning_rate=2e-3)
 FIND = Schedule(steps=1300, learning_rate=1.5e-3)
-HABIT = Schedule(steps=600, learning_rate=6e-4)
+FACTS = Schedule(steps=700, learning_rate=1.2e-3)
+HABIT = Schedule(steps=700, learning_rate=8e-4)
 
 
 def _caption(world: World, rng: random.Random) -> tuple[str, str]:
@@ -87,6 +96,14 @@ def find_turn(world: World, query: Query, rng: random.Random) -> tuple[str, str]
     return _look(world, query, rng, _found)
 
 
+def facts_turn(world: World, query: Query, rng: random.Random) -> tuple[str, str]:
+    """A training turn of the facts phase: as before, and which facts a question is about."""
+    if rng.random() < 0.6:
+        return find_turn(world, query, rng)
+    asked = query.wording(rng.random() < 0.5) + " Describe the facts."
+    return asked, " ".join(map(say_premise, needs(query, world)))
+
+
 def _look(
     world: World,
     query: Query,
@@ -110,7 +127,7 @@ def habit_turn(world: World, query: Query, rng: random.Random) -> tuple[str, str
         return query.wording(order=True), habitual_rap(query, world, rng, HABIT_STRENGTH)
     if draw < 0.85:
         return query.wording(order=True), f"Answer: {answer(query, world)}"
-    return find_turn(world, query, rng)
+    return facts_turn(world, query, rng)
 
 
 Turn = Callable[[World, Query, random.Random], tuple[str, str]]
@@ -190,7 +207,12 @@ def _encode(tokenizer: Any, rows: list[tuple[str, str]], lead: str) -> dict[str,
 
 
 def train_llava(
-    out: Path, seed: int = 0, see: Schedule = SEE, find: Schedule = FIND, habit: Schedule = HABIT
+    out: Path,
+    seed: int = 0,
+    see: Schedule = SEE,
+    find: Schedule = FIND,
+    facts: Schedule = FACTS,
+    habit: Schedule = HABIT,
 ) -> None:
     """Train `mini-llava` and save model and processor to `out`. About 40 minutes on 2 cores.
 
@@ -209,6 +231,7 @@ def train_llava(
     phases = [
         ("see", see_turn, see, 30_000, True),
         ("find", find_turn, find, 30_000, False),
+        ("facts", facts_turn, facts, 30_000, False),
         ("habit", habit_turn, habit, 10_000, False),
     ]
     for number, (name, turn, schedule, images, patches) in enumerate(phases):
