@@ -110,9 +110,25 @@ class Training(Settings):
     gradient_checkpointing: bool = False
 
 
+class Rft(Training):
+    """Stage 1: light SFT on the teacher's RAPs."""
+
+    lora: Lora | None = Lora(rank=4, alpha=8)
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-5
+
+
+class JudgeTraining(Training):
+    """Stage 3: SFT of the R-Scorer on labelled pairs; the paper gives no numbers."""
+
+    lora: Lora | None = Lora(rank=16, alpha=32)
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-4
+
+
 class Dpo(Training):
     """Stage 4: DPO with an SFT term on the chosen response (RPO)."""
 
+    lora: Lora | None = Lora(rank=256, alpha=512)
+    learning_rate: Annotated[float, Field(gt=0)] = 5e-7
     beta: Annotated[float, Field(gt=0)] = 0.1
     sft_weight: Annotated[float, Field(ge=0)] = 0.02
 
@@ -156,7 +172,7 @@ class Judge(Settings):
     pairs_per_sample: Positive = 4
     holdout: Annotated[float, Field(gt=0, lt=1)] = 0.2
     """Share of those samples kept for the quality report."""
-    train: Training = Training(learning_rate=1e-5, lora=Lora(rank=16, alpha=32))
+    train: JudgeTraining = JudgeTraining()
     batch_size: Positive = 64
     min_mass: Share = 0.1
     """A comparison whose verdict words together have less probability than this is unscored."""
@@ -188,11 +204,11 @@ class Recipe(Settings):
     data: Data = Data()
     policy: Policy = Policy()
     teacher: Teacher = Teacher()
-    rft: Training = Training(learning_rate=1e-5, lora=Lora(rank=4, alpha=8))
+    rft: Rft = Rft()
     search: Search = Search()
     judge: Judge = Judge()
     curate: Curate = Curate()
-    dpo: Dpo = Dpo(learning_rate=5e-7, lora=Lora(rank=256, alpha=512))
+    dpo: Dpo = Dpo()
     evaluate: Evaluate = Evaluate()
     threads: Positive | None = None
     """CPU threads of torch; None leaves torch's own choice. Does not change what is computed."""

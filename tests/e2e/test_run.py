@@ -195,7 +195,7 @@ def test_a_changed_setting_redoes_what_depends_on_it(
 ) -> None:
     """In a copy of the run: a run can be moved, too."""
     run = shutil.copytree(undisturbed.run, tmp_path / "run")
-    recipe, told = small("dpo.beta=0.3"), Told()
+    recipe, told = small("dpo.beta=0.31"), Told()
     execute(recipe, run, told)
     iter_2 = [f"iter-2/{s}" for s in LOOP]
     assert told.begun == ["iter-1/dpo", "eval/iter-1", *iter_2, "eval/iter-2"]
@@ -212,12 +212,12 @@ def test_a_changed_setting_redoes_what_depends_on_it(
     ("change", "first"),
     [
         ("seed=1", "data"),
-        ("teacher.error_rate=0.5", "teacher"),
+        ("teacher.error_rate=0.51", "teacher"),
         ("rft.steps=3", "rft"),
-        ("search.temperature=0.5", "judge/candidates"),
-        ("judge.train.learning_rate=1e-3", "judge/train"),
-        ("curate.margin=0.1", "iter-1/pairs"),
-        ("evaluate.max_new_tokens=50", "eval/seed"),
+        ("search.temperature=0.51", "judge/candidates"),
+        ("judge.train.learning_rate=1.1e-3", "judge/train"),
+        ("curate.margin=0.123", "iter-1/pairs"),
+        ("evaluate.max_new_tokens=51", "eval/seed"),
     ],
 )
 def test_the_first_stage_that_a_change_redoes(

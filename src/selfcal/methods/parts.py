@@ -47,6 +47,11 @@ def _slice(recipe: Recipe, *names: str) -> dict[str, Any]:
     return {n: v.model_dump() if isinstance(v, Settings) else v for n, v in values.items()}
 
 
+# how a server is reached and how long one waits for it changes nothing of what it says
+_REACHING = {"base_url", "api_key_env", "timeout", "retries"}
+_SERVER = {"endpoint": _REACHING}
+
+
 # --- data -----------------------------------------------------------------------------------
 
 
@@ -97,34 +102,35 @@ def _within(run: Path, image: str) -> str:
 
 def teach(recipe: Recipe) -> Stage:
     """The teacher rewrites samples into rationale-answer pairs."""
+    settings = recipe.teacher
 
     def run(work: Work) -> Mapping[str, JSON]:
         from selfcal import teacher
+        from selfcal.chat import ChatClient
 
-        settings = recipe.teacher
-        if settings.kind == "miniworld":
-            who: teacher.Teacher = teacher.MiniWorldTeacher(settings.error_rate, work.seed)
-        else:
-            from selfcal.chat import ChatClient
-
+        who: teacher.Teacher = teacher.MiniWorldTeacher(settings.error_rate, work.seed)
+        if settings.kind == "endpoint":
             who = teacher.ChatTeacher(ChatClient(**settings.endpoint.model_dump()))
+        requests = 1 if settings.kind == "miniworld" else 16  # at the same time
 
         def rewrite(part: Sequence[Sample]) -> Shards:
-            raps, drops = teacher.rewrite(who, part)
+            raps, drops = teacher.rewrite(who, part, requests)
             return {"raps": (WrittenRap, raps), "drops": (Drop, drops)}
 
         work.map(work.samples("data", "rft"), 32, rewrite)
         raps = work.folder.read("raps", WrittenRap)
         return {"raps": len(raps), "drops": count_drops(work.folder.read("drops", Drop))}
 
+    depends = settings.model_dump(exclude=_SERVER)
     about = "the teacher writes rationale-answer pairs"
-    return Stage(
-        "teacher", ("data",), _slice(recipe, "teacher"), run, recipe.data.rft, "samples", about
-    )
+    return Stage("teacher", ("data",), depends, run, recipe.data.rft, "samples", about)
 
 
 def rationale_fine_tuning(recipe: Recipe) -> Stage:
     """Light LoRA SFT on the teacher's RAPs; merged."""
+    # the device is where it is computed, not what
+    policy = recipe.policy.model_dump(exclude={"device", "trust_remote_code"})
+    settings = {"policy": policy, "rft": recipe.rft}
 
     def run(work: Work) -> Mapping[str, JSON]:
         from selfcal.train import sft
@@ -134,7 +140,7 @@ def rationale_fine_tuning(recipe: Recipe) -> Stage:
         )
 
     return Stage(
-        "rft", ("data", "teacher"), _slice(recipe, "policy", "rft"), run,
+        "rft", ("data", "teacher"), settings, run,
         _steps(recipe.rft, recipe.data.rft), "steps", "rationale fine-tuning",
     )  # fmt: skip
 
@@ -306,7 +312,7 @@ def r_scorer(recipe: Recipe) -> list[Stage]:
     n = min(settings.samples, recipe.data.rft)
     pairs = n * settings.pairs_per_sample
     labels = {k: getattr(settings, k) for k in ("pairs_per_sample", "holdout")}
-    labels |= settings.labels.model_dump()
+    labels |= settings.labels.model_dump(exclude=_SERVER)
     reading = {"prompt": settings.prompt, "min_mass": settings.min_mass}
     return [
         Stage("judge/candidates", ("data", "rft"), _search_settings(recipe) | {"samples": n},

@@ -75,7 +75,7 @@ no image and never asks the verifier.
 {LOOKUP.steps} steps of which a half and two thirds are of single statements, true and false. At the
 end of every sentence it learned to say what the sentence is worth (true, false, follows, wrong), at
 the end of a response how many faults it has, and at the end which of the two is better. The labels
-are those of MiniWorld's verifier. It has seen no output of any model: real candidates it first meets
-as the R-Scorer.
+are those of MiniWorld's verifier. It has seen no output of any model: real candidates it first
+meets as the R-Scorer.
 """
     )
