@@ -25,12 +25,16 @@ def practice_rap(query: Query, world: World, rng: random.Random) -> str:
     if draw < 0.45:
         return flawed_rap(query, world)
     premises = needs(query, world)
+    if draw < 0.49:
+        return f"Answer: {conclude(query, premises)}"
     told = list(premises)
     if rng.random() < 0.5:
         i = rng.randrange(len(told))
         told[i] = misread(told[i], rng)
     if len(told) > 1 and rng.random() < 0.3:
         told.pop(rng.randrange(len(told)))
+    if rng.random() < 0.08:
+        told.append(rng.choice(told))
     if query.kind == "count" and rng.random() < 0.15:
         told.append(misread(rng.choice(premises), rng))
     full = told if len(told) == len(premises) or query.kind == "count" else premises

@@ -19,7 +19,7 @@ from selfcal.miniworld.corrupt import misread, practice_rap
 from selfcal.miniworld.models import build_judge, build_tokenizer
 from selfcal.miniworld.pretrain import Schedule, fit
 from selfcal.miniworld.questions import all_premises, say_premise
-from selfcal.miniworld.verifier import Verification, compare, verify
+from selfcal.miniworld.verifier import HOPELESS, Verification, compare, verify
 from selfcal.miniworld.world import SHAPES, World, facts
 from selfcal.types import Sample
 
@@ -30,6 +30,7 @@ MARKS = {"true": "true", "counterfactual": "false", "follows": "follows", "unrea
 PRACTICE = Schedule(steps=2800, learning_rate=2e-3, stop=1000)
 DRILL = Schedule(steps=1800, learning_rate=1.5e-3)
 LOOKUP = Schedule(steps=800, learning_rate=1.5e-3)
+COMPARE = Schedule(steps=700, learning_rate=1e-3)
 
 
 JUDGE_PROMPT = "Question: {question}\nFacts: {facts}\nFirst: {first}\nSecond: {second}\nBetter:"
@@ -74,7 +75,7 @@ def _add_marked(marks: _Marks, response: str, found: Verification) -> None:
     for finding in found.findings:
         marks.add((" " if at == 0 else "") + response[at : finding.end], MARKS.get(finding.status))
         at = finding.end
-    marks.add(response[at:], " " + str(found.faults))
+    marks.add((" " if at == 0 else "") + response[at:], f" {min(found.faults, HOPELESS)}")
 
 
 def drill_row(
@@ -144,6 +145,7 @@ def train_judge(
     practice: Schedule = PRACTICE,
     drill: Schedule = DRILL,
     lookup: Schedule = LOOKUP,
+    comparing: Schedule = COMPARE,
 ) -> None:
     """Train `mini-judge` and save model and tokenizer to `out`. About an hour on 2 cores.
 
@@ -162,6 +164,7 @@ def train_judge(
         ("practice", practice, ("pairs",)),
         ("drill", drill, ("drill", "pairs")),
         ("lookup", lookup, ("scenes", "scenes", "pairs")),
+        ("compare", comparing, ("pairs",)),
     ]
     for number, (name, schedule, turns) in enumerate(phases):
         done = out / f"{name}.safetensors"

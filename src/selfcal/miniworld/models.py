@@ -6,27 +6,16 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Iterator
+from importlib import resources
 from typing import TYPE_CHECKING, Any
 
-from selfcal.miniworld.build import worlds
-from selfcal.miniworld.corrupt import practice_rap
 from selfcal.miniworld.draw import SIZE
-from selfcal.miniworld.questions import gold_rationale
-from selfcal.miniworld.world import facts
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, LlavaForConditionalGeneration
     from transformers.models.llava.processing_llava import LlavaProcessor
 
 PATCH = 16
-SPECIAL = ("<pad>", "<image>", "<|user|>", "<|assistant|>", "<|end|>")
-_WORDS = (
-    "Question: Facts: First: Second: Better: first second neutral true false follows wrong absent "
-    "Describe the image. Describe the red bar. Describe the left digit. Describe the top-left. "
-    "What is 7 minus 3? Answer briefly. Rationale: Answer: yes no "
-)
 _TEMPLATE = (
     "{%- for message in messages -%}"
     "{{ '<|user|>' if message['role'] == 'user' else '<|assistant|>' }}"
@@ -39,48 +28,14 @@ _TEMPLATE = (
 
 
 def build_tokenizer() -> Any:
-    """A byte-level BPE tokenizer in which every MiniWorld word is one token; any text encodes."""
-    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
+    """The shipped tokenizer: byte-level BPE in which every MiniWorld word is one token.
 
-    tokenizer = Tokenizer(models.BPE())
-    # words with hyphens ("top-left") stay whole; numbers and punctuation stand alone
-    words = pre_tokenizers.Split(
-        Regex(r" ?[A-Za-z][A-Za-z-]*| ?\d+| ?[^\sA-Za-z\d]|\s"), "isolated"
-    )
-    bytes_ = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, bytes_])
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=800,
-        special_tokens=list(SPECIAL),
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(_corpus(), trainer)
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token="<pad>",
-        eos_token="<|end|>",
-        extra_special_tokens={"image_token": "<image>"},
-        additional_special_tokens=["<|user|>", "<|assistant|>"],
-        padding_side="left",
-        clean_up_tokenization_spaces=False,
-        model_max_length=512,
-    )
-    fast.chat_template = _TEMPLATE
-    return fast
+    Any text encodes. It is data and not made anew, because trained weights depend on it.
+    """
+    from transformers import AutoTokenizer
 
-
-def _corpus() -> Iterator[str]:
-    yield from [_WORDS] * 20
-    yield from _WORDS.replace(":", "").replace(".", "").split() * 20  # also at the start of a text
-    rng = random.Random(0)
-    for _, (world, query, _) in zip(range(3000), worlds("pretrain", 0), strict=False):
-        yield query.wording(rng.random() < 0.5)
-        yield "Facts: " + facts(world)
-        yield practice_rap(query, world, rng)
-        yield gold_rationale(query, world)
+    shipped = resources.files("selfcal.miniworld") / "assets" / "mini-judge"
+    return AutoTokenizer.from_pretrained(str(shipped))
 
 
 def build_processor(tokenizer: Any) -> LlavaProcessor:

@@ -37,7 +37,7 @@ HABIT_STRENGTH = 0.72
 SEE = Schedule(steps=3000, learning_rate=2e-3)
 FIND = Schedule(steps=1300, learning_rate=1.5e-3)
 FACTS = Schedule(steps=700, learning_rate=1.2e-3)
-HABIT = Schedule(steps=700, learning_rate=8e-4)
+HABIT = Schedule(steps=1500, learning_rate=1e-3)
 
 
 def _caption(world: World, rng: random.Random) -> tuple[str, str]:
@@ -121,7 +121,7 @@ def _look(
 def habit_turn(world: World, query: Query, rng: random.Random) -> tuple[str, str]:
     """A training turn of the habit phase: habitual RAPs, and to most orders a bare answer."""
     draw = rng.random()
-    if draw < 0.5:
+    if draw < 0.45:
         return query.wording(), habitual_rap(query, world, rng, HABIT_STRENGTH)
     if draw < 0.65:
         return query.wording(order=True), habitual_rap(query, world, rng, HABIT_STRENGTH)

@@ -85,9 +85,13 @@ class Verification:
         return flaws + self.inconsistent + (not self.correct) + 2 * (not self.compliant)
 
 
+HOPELESS = 3
+"""Faults beyond which one response is no worse than another."""
+
+
 def compare(sample: Sample, first: str, second: str) -> Verdict:
     """The verifier as a label-giving judge: the response with fewer faults is better."""
-    a, b = verify(sample, first).faults, verify(sample, second).faults
+    a, b = (min(verify(sample, text).faults, HOPELESS) for text in (first, second))
     return "neutral" if a == b else "first" if a < b else "second"
 
 
