@@ -20,6 +20,7 @@ from selfcal.image import ImageError
 from selfcal.miniworld.corrupt import practice_rap
 from selfcal.miniworld.habits import gold_rap
 from selfcal.miniworld.questions import read_question
+from selfcal.miniworld.verifier import verify
 from selfcal.miniworld.world import read_facts
 from selfcal.rationale import answers_agree, parse, render
 from selfcal.types import Drop, Sample, WrittenRap
@@ -109,8 +110,8 @@ class MiniWorldTeacher:
         errs = rng.random() < self._error_rate
         try:
             query, world = read_question(sample.question), read_facts(sample.facts)
-            gold = text = gold_rap(query, world)
-            while errs and text == gold:  # a quarter of the practice responses are sound
+            text = gold_rap(query, world)
+            while errs and not verify(sample, text).faults:  # some practice responses are sound
                 text = practice_rap(query, world, rng)
         except (ValueError, LookupError) as error:
             raise TeacherError(

@@ -104,7 +104,6 @@ def test_the_last_override_wins(file: Path) -> None:
         ("teacher: {error_rate: 1.1}", "teacher.error_rate: Input should be less than or equal"),
         ("curate: {margin: .nan}", "curate.margin: Input should be a finite number"),
         ("dpo: {learning_rate: .inf}", "dpo.learning_rate: Input should be a finite number"),
-        ("dpo: {beta: 0.2}", "dpo.learning_rate: Field required"),
         ("curate: {aggregator: mean}", "curate.aggregator: Input should be 'confidence'"),
         ("evaluate: {splits: [train]}", "evaluate.splits.0: Input should be 'dev' or 'test'"),
         ("teacher: {kind: endpoint}", "teacher: kind `endpoint` needs endpoint.model"),

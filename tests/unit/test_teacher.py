@@ -385,7 +385,7 @@ def test_miniworld_rewrites(world: list[Sample]) -> None:
                for rap, s in zip(written, world, strict=True))  # fmt: skip
     written, drops = rewrite(MiniWorldTeacher(1.0, 0), world)
     assert len(written) + len(drops) == 400
-    assert {d.reason for d in drops} == {"answer-disagrees"}
+    assert {d.reason for d in drops} == {"answer-disagrees", "no-rationale"}
 
 
 def test_miniworld_teacher_and_verifier_know_miniworld_only(sample: Sample) -> None:
