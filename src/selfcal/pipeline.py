@@ -11,7 +11,7 @@ import os
 import random
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -229,6 +229,3 @@ def results(run: Path) -> list[Result]:
         if p.stage.name.startswith("eval/") and p.folder.done
         for r in p.folder.read("results", Result)
     ]
-
-
-Loader = Callable[[], Any]

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from selfcal.miniworld.build import worlds
 from selfcal.miniworld.corrupt import misread, practice_rap
 from selfcal.miniworld.models import build_judge, build_tokenizer
-from selfcal.miniworld.pretrain import Schedule, fit
+from selfcal.miniworld.pretrain import Schedule, fit_phases
 from selfcal.miniworld.questions import all_premises, say_premise
 from selfcal.miniworld.verifier import HOPELESS, Verification, compare, verify
 from selfcal.miniworld.world import SHAPES, World, facts
@@ -152,7 +152,6 @@ def train_judge(
     A finished phase is kept in `out` and not trained again.
     """
     import torch
-    from safetensors.torch import load_model
 
     from selfcal.miniworld.cards import judge_card
 
@@ -160,19 +159,17 @@ def train_judge(
     tokenizer = build_tokenizer()
     model = build_judge(tokenizer)
     out.mkdir(parents=True, exist_ok=True)
+
+    def batches(seed: int, size: int, *turns: str) -> Any:
+        return lambda: judge_batches(tokenizer, size, seed, turns)
+
     phases = [
-        ("practice", practice, ("pairs",)),
-        ("drill", drill, ("drill", "pairs")),
-        ("lookup", lookup, ("scenes", "scenes", "pairs")),
-        ("compare", comparing, ("pairs",)),
+        ("practice", practice, batches(seed, practice.batch_size, "pairs")),
+        ("drill", drill, batches(seed + 1, drill.batch_size, "drill", "pairs")),
+        ("lookup", lookup, batches(seed + 2, lookup.batch_size, "scenes", "scenes", "pairs")),
+        ("compare", comparing, batches(seed + 3, comparing.batch_size, "pairs")),
     ]
-    for number, (name, schedule, turns) in enumerate(phases):
-        done = out / f"{name}.safetensors"
-        if not done.exists():
-            batches = judge_batches(tokenizer, schedule.batch_size, seed + number, turns)
-            fit(model, batches, schedule, out / f"{name}.partial.safetensors")
-            (out / f"{name}.partial.safetensors").rename(done)
-        load_model(model, str(done))
+    fit_phases(model, phases, out)
     model.to(torch.float16).save_pretrained(out / "mini-judge")
     tokenizer.save_pretrained(out / "mini-judge")
     (out / "mini-judge" / "README.md").write_text(judge_card(), encoding="utf-8")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -69,3 +69,19 @@ def fit(
     save_model(model, str(checkpoint))
     load_model(model, str(checkpoint))
     model.eval()
+
+
+Phase = tuple[str, Schedule, "Callable[[], Iterator[dict[str, torch.Tensor]]]"]
+"""Name, schedule, and what gives the batches."""
+
+
+def fit_phases(model: Any, phases: Sequence[Phase], out: Path) -> None:
+    """Fit one phase after the other; a phase whose weights lie in `out` is not trained again."""
+    from safetensors.torch import load_model
+
+    for name, schedule, batches in phases:
+        done, partial = out / f"{name}.safetensors", out / f"{name}.partial.safetensors"
+        if not done.exists():
+            fit(model, batches(), schedule, partial)
+            partial.rename(done)
+        load_model(model, str(done))

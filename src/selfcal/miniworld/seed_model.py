@@ -18,7 +18,7 @@ from selfcal.miniworld.build import scans_of, worlds
 from selfcal.miniworld.draw import paint
 from selfcal.miniworld.habits import habitual_rap
 from selfcal.miniworld.models import build_llava, build_processor, build_tokenizer
-from selfcal.miniworld.pretrain import Schedule, fit
+from selfcal.miniworld.pretrain import Schedule, fit_phases
 from selfcal.miniworld.questions import (
     Query,
     all_premises,
@@ -219,7 +219,6 @@ def train_llava(
     A finished phase is kept in `out` and not trained again.
     """
     import torch
-    from safetensors.torch import load_model
 
     from selfcal.miniworld.cards import seed_card
 
@@ -228,21 +227,17 @@ def train_llava(
     processor = build_processor(tokenizer)
     model = build_llava(tokenizer)
     out.mkdir(parents=True, exist_ok=True)
+
+    def batches(turn: Turn, number: int, size: int, images: int, patches: bool = False) -> Any:
+        return lambda: llava_batches(processor, turn, size, seed + number, images, patches)
+
     phases = [
-        ("see", see_turn, see, 30_000, True),
-        ("find", find_turn, find, 30_000, False),
-        ("facts", facts_turn, facts, 30_000, False),
-        ("habit", habit_turn, habit, 10_000, False),
+        ("see", see, batches(see_turn, 0, see.batch_size, 30_000, patches=True)),
+        ("find", find, batches(find_turn, 1, find.batch_size, 30_000)),
+        ("facts", facts, batches(facts_turn, 2, facts.batch_size, 30_000)),
+        ("habit", habit, batches(habit_turn, 3, habit.batch_size, 10_000)),
     ]
-    for number, (name, turn, schedule, images, patches) in enumerate(phases):
-        done = out / f"{name}.safetensors"
-        if not done.exists():
-            batches = llava_batches(
-                processor, turn, schedule.batch_size, seed + number, images, patches
-            )
-            fit(model, batches, schedule, out / f"{name}.partial.safetensors")
-            (out / f"{name}.partial.safetensors").rename(done)
-        load_model(model, str(done))
+    fit_phases(model, phases, out)
     model.generation_config.do_sample = False
     model.to(torch.float16).save_pretrained(out / "mini-llava")
     processor.save_pretrained(out / "mini-llava")
