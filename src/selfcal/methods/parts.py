@@ -52,6 +52,17 @@ _REACHING = {"base_url", "api_key_env", "timeout", "retries"}
 _SERVER = {"endpoint": _REACHING}
 
 
+def opening(recipe: Recipe) -> list[Stage]:
+    """What methods begin with: samples, the seed's measure, rationale fine-tuning and its measure."""
+    return [
+        data(recipe),
+        evaluate(recipe, "seed"),
+        teach(recipe),
+        rationale_fine_tuning(recipe),
+        evaluate(recipe, "rft", "rft"),
+    ]
+
+
 # --- data -----------------------------------------------------------------------------------
 
 
@@ -475,6 +486,6 @@ def evaluate(recipe: Recipe, checkpoint: str, trained: str | None = None) -> Sta
 
 
 __all__ = [
-    "candidates", "data", "evaluate", "judgments", "more_fine_tuning", "pairs",
+    "candidates", "data", "evaluate", "judgments", "more_fine_tuning", "opening", "pairs",
     "preference_tuning", "r_scorer", "rationale_fine_tuning", "teach",
 ]  # fmt: skip

@@ -14,14 +14,7 @@ from selfcal.stage import Stage
 
 def plan(recipe: Recipe) -> list[Stage]:
     """The stages of SRC."""
-    stages = [
-        parts.data(recipe),
-        parts.evaluate(recipe, "seed"),
-        parts.teach(recipe),
-        parts.rationale_fine_tuning(recipe),
-        parts.evaluate(recipe, "rft", "rft"),
-        *parts.r_scorer(recipe),
-    ]
+    stages = parts.opening(recipe) + parts.r_scorer(recipe)
     for t in range(1, recipe.iterations + 1):
         before = "rft" if t == 1 else f"iter-{t - 1}/dpo"
         stages += [
