@@ -53,7 +53,7 @@ _SERVER = {"endpoint": _REACHING}
 
 
 def opening(recipe: Recipe) -> list[Stage]:
-    """What methods begin with: samples, the seed's measure, rationale fine-tuning and its measure."""
+    """What methods begin with: samples, the seed measured, fine-tuning, and that measured."""
     return [
         data(recipe),
         evaluate(recipe, "seed"),
