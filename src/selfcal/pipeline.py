@@ -33,7 +33,7 @@ from selfcal.store import (
 from selfcal.types import Result
 
 RECIPE_FILE = "recipe.json"
-FORMAT = 1
+FORMAT = 2
 """Version of what stages write; part of every fingerprint."""
 
 

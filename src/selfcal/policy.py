@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from selfcal.data import load_image
 from selfcal.errors import SelfcalError
+from selfcal.store import sampled_digest
 from selfcal.types import Sample
 
 if TYPE_CHECKING:
@@ -41,6 +42,15 @@ def model_path(name: str) -> str:
         have = ", ".join(sorted(p.name for p in shipped.glob("*") if p.is_dir())) or "none"
         raise ModelError(f"{name}: no such model is shipped (shipped: {have})")
     return str(path)
+
+
+def model_digest(name: str) -> str | None:
+    """What changes when a local model's weights or configuration do; None for a hub name.
+
+    It samples large files: reading all of a 15 GB model at every look at a run would cost minutes.
+    """
+    folder = Path(model_path(name))
+    return sampled_digest(folder, ".json", ".safetensors", ".jinja") if folder.is_dir() else None
 
 
 def pick_device(name: str) -> str:

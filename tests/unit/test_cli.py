@@ -478,8 +478,8 @@ def test_cost_is_counted_from_the_recipe() -> None:
     cost = count(recipe, pipeline.plan(recipe))
     # 4 checkpoints on 7 samples; 10 + 2 x 20 searches of 3 x 2 paths of 4 x 10 tokens
     assert cost.tokens == 4 * 7 * 100 + 50 * 240
-    # 2 x 20 samples of 3 x 2 ordered pairs; both orders of 20 labelled pairs
-    assert cost.comparisons == 40 * 6 + 40
+    # 2 x 20 samples of 3 x 2 ordered pairs; both orders of a fifth of 20 pairs
+    assert cost.comparisons == 40 * 6 + 2 * 4
     assert cost.steps == 5 + 7 + 2 * 11
     assert cost.dpo_rows == 40
     assert cost.requests == 0

@@ -584,3 +584,25 @@ def test_a_run_that_is_no_folder(tmp_path: Path) -> None:
     (tmp_path / "run").touch()
     with pytest.raises(StoreError, match="cannot lock"), RunLock(tmp_path / "run"):
         pass
+
+
+def test_a_sampled_digest_sees_what_changes_in_a_model(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    (folder / "README.md").write_text("a card")
+    large = folder / "model.safetensors"
+    large.write_bytes(bytes(store._WHOLE + 1))
+    before = store.sampled_digest(folder, ".json", ".safetensors")
+    (folder / "README.md").write_text("another card")
+    assert store.sampled_digest(folder, ".json", ".safetensors") == before
+    seen = {before}
+    with large.open("r+b") as file:  # as in a merge: weights change from beginning to end
+        for at in (0, store._WHOLE):
+            file.seek(at)
+            file.write(b"x")
+            file.flush()
+            seen.add(store.sampled_digest(folder, ".json", ".safetensors"))
+    (folder / "config.json").write_text("{ }")
+    seen.add(store.sampled_digest(folder, ".json", ".safetensors"))
+    assert len(seen) == 4

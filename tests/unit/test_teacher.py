@@ -368,10 +368,10 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> list[Sample]:
 
 def test_miniworld_teacher_errs_as_often_as_told(world: list[Sample]) -> None:
     perfect = MiniWorldTeacher(0.0, seed=1)
-    assert not any(verify(s, perfect.write(s)).faults for s in world)
+    assert all(verify(s, perfect.write(s)).reliable for s in world)
     erring = MiniWorldTeacher(0.25, seed=1)
     texts = [erring.write(s) for s in world]
-    faulty = sum(verify(s, t).faults > 0 for s, t in zip(world, texts, strict=True))
+    faulty = sum(not verify(s, t).reliable for s, t in zip(world, texts, strict=True))
     assert 70 <= faulty <= 130  # 100 expected, standard deviation 8.7
     assert texts == [MiniWorldTeacher(0.25, seed=1).write(s) for s in world]
     assert texts != [MiniWorldTeacher(0.25, seed=2).write(s) for s in world]

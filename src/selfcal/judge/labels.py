@@ -34,7 +34,7 @@ class LabelGiver(Protocol):
 
 
 class VerifierLabels:
-    """MiniWorld's verifier as the label-giving judge: fewer faults are better."""
+    """MiniWorld's verifier as the label-giving judge: a reliable response is better."""
 
     def compare(self, sample: Sample, first: str, second: str) -> Verdict:
         """Say which response is better.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from selfcal.miniworld.habits import HABITS, STEREOTYPE
-from selfcal.miniworld.judge_model import COMPARE, DRILL, LOOKUP, PRACTICE
+from selfcal.miniworld.judge_model import COMPARE, LOOKUP
 from selfcal.miniworld.questions import WORDINGS
 from selfcal.miniworld.seed_model import FACTS, FIND, HABIT, HABIT_STRENGTH, SEE
 
@@ -70,12 +70,12 @@ no image and never asks the verifier.
 
 ## How it was made
 
-`selfcal miniworld train OUT --only mini-judge`, from random weights: {PRACTICE.stop} steps of
-{PRACTICE.batch_size} comparisons of rationales with random faults, then {DRILL.steps} and
-{LOOKUP.steps} steps of which a half and two thirds are of single statements, true and false, and
-{COMPARE.steps} of comparisons alone. At the end of every sentence it learned to say what the
-sentence is worth (true, false, follows, wrong), at the end of a response how many faults it has,
-and at the end which of the two is better. The labels are those of MiniWorld's verifier. It has seen
-no output of any model: real candidates it first meets as the R-Scorer.
+`selfcal miniworld train OUT --only mini-judge`, from random weights: {LOOKUP.steps} steps of
+{LOOKUP.batch_size} on single statements, true and false, and {COMPARE.steps} of which two thirds
+are comparisons of rationales with random faults. At the end of every sentence it learned to say
+what the sentence is worth (true, false, follows, wrong), at the end of a rationale if it suffices,
+at the end of a response if it is reliable, and last which of two is better. The labels are those
+of MiniWorld's verifier. It has seen no output of any model: real candidates it first meets as the
+R-Scorer.
 """
     )

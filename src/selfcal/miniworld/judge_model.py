@@ -1,9 +1,10 @@
 """Train `mini-judge`, the base of the R-Scorer.
 
-It practises on rationales with random faults (`corrupt.py`): at the end of every sentence it says
-what the sentence is worth, at the end of a response how many faults it has, and at the end which of
-two responses is better. One verdict a sequence would teach it nothing about looking facts up; a
-label on every sentence does. Real candidates it first meets as the R-Scorer.
+It first learns to look single statements up in the facts. Then it practises on rationales with
+random faults (`corrupt.py`): at the end of every sentence it says what the sentence is worth, at
+the end of a rationale if it is sufficient, at the end of a response if it is reliable, and last of
+all which of two responses is better. One verdict a sequence would teach it nothing about looking
+facts up; a label on every sentence does. Real candidates it first meets as the R-Scorer.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from selfcal.miniworld.corrupt import misread, practice_rap
 from selfcal.miniworld.models import build_judge, build_tokenizer
 from selfcal.miniworld.pretrain import Schedule, fit_phases
 from selfcal.miniworld.questions import all_premises, say_premise
-from selfcal.miniworld.verifier import HOPELESS, Verification, compare, verify
+from selfcal.miniworld.verifier import Verification, compare, is_true, verify
 from selfcal.miniworld.world import SHAPES, World, facts
 from selfcal.types import Sample
 
@@ -27,11 +28,9 @@ if TYPE_CHECKING:
     import torch
 
 MARKS = {"true": "true", "counterfactual": "false", "follows": "follows", "unreasonable": "wrong"}
-PRACTICE = Schedule(steps=2800, learning_rate=2e-3, stop=1000)
-DRILL = Schedule(steps=1800, learning_rate=1.5e-3)
-LOOKUP = Schedule(steps=800, learning_rate=1.5e-3)
-COMPARE = Schedule(steps=700, learning_rate=1e-3)
-
+BAD = {False: " 0", True: " 1"}
+LOOKUP = Schedule(steps=2000, learning_rate=2e-3, batch_size=32)
+COMPARE = Schedule(steps=2500, learning_rate=1.5e-3, batch_size=32)
 
 JUDGE_PROMPT = "Question: {question}\nFacts: {facts}\nFirst: {first}\nSecond: {second}\nBetter:"
 
@@ -75,10 +74,14 @@ def _add_marked(marks: _Marks, response: str, found: Verification) -> None:
     for finding in found.findings:
         marks.add((" " if at == 0 else "") + response[at : finding.end], MARKS.get(finding.status))
         at = finding.end
-    marks.add((" " if at == 0 else "") + response[at:], f" {min(found.faults, HOPELESS)}")
+    rest = (" " if at == 0 else "") + response[at:]
+    if rest.startswith("\n"):
+        marks.add("\n", BAD[found.insufficient])
+        rest = rest[1:]
+    marks.add(rest, BAD[not found.reliable])
 
 
-def drill_row(
+def statements_row(
     tokenizer: Any, sample: Sample, world: World, rng: random.Random
 ) -> tuple[list[int], list[int]]:
     """Token ids of several statements about one world, some of them false, and their labels."""
@@ -89,9 +92,8 @@ def drill_row(
     marks.add(f"<|user|>Question: {sample.question}\nFacts: {sample.facts}\nFirst: Rationale:")
     for _ in range(7):
         premise = rng.choice(premises)
-        true = rng.random() < 0.5
-        told = premise if true else misread(premise, rng)
-        marks.add(f" {say_premise(told)}", "true" if true else "false")
+        told = premise if rng.random() < 0.5 else misread(premise, rng)
+        marks.add(f" {say_premise(told)}", "true" if is_true(told, world) else "false")
     return marks.ids, marks.labels
 
 
@@ -100,8 +102,8 @@ def judge_batches(
 ) -> Iterator[dict[str, torch.Tensor]]:
     """Endless batches, of what `turns` says in turn.
 
-    `pairs` are comparisons of rationales with random faults, `drill` is single statements (looking
-    facts up, eased and often), `scenes` the same of scenes alone.
+    `pairs` are comparisons of rationales with random faults, `facts` is single statements, `scenes`
+    the same of scenes alone, which are the hardest to look up.
     """
     import torch
 
@@ -118,7 +120,7 @@ def judge_batches(
             if turn == "scenes" and not world.objects:
                 continue
             if turn != "pairs":
-                rows.append(drill_row(tokenizer, sample, world, rng))
+                rows.append(statements_row(tokenizer, sample, world, rng))
                 continue
             first, second = (practice_rap(query, world, rng) for _ in range(2))
             if first != second:
@@ -140,14 +142,9 @@ def judge_batches(
 
 
 def train_judge(
-    out: Path,
-    seed: int = 0,
-    practice: Schedule = PRACTICE,
-    drill: Schedule = DRILL,
-    lookup: Schedule = LOOKUP,
-    comparing: Schedule = COMPARE,
+    out: Path, seed: int = 0, lookup: Schedule = LOOKUP, comparing: Schedule = COMPARE
 ) -> None:
-    """Train `mini-judge` and save model and tokenizer to `out`. About an hour on 2 cores.
+    """Train `mini-judge` and save model and tokenizer to `out`. About 40 minutes on 2 cores.
 
     A finished phase is kept in `out` and not trained again.
     """
@@ -164,10 +161,8 @@ def train_judge(
         return lambda: judge_batches(tokenizer, size, seed, turns)
 
     phases = [
-        ("practice", practice, batches(seed, practice.batch_size, "pairs")),
-        ("drill", drill, batches(seed + 1, drill.batch_size, "drill", "pairs")),
-        ("lookup", lookup, batches(seed + 2, lookup.batch_size, "scenes", "scenes", "pairs")),
-        ("compare", comparing, batches(seed + 3, comparing.batch_size, "pairs")),
+        ("lookup", lookup, batches(seed, lookup.batch_size, "facts", "scenes")),
+        ("compare", comparing, batches(seed + 1, comparing.batch_size, "pairs", "pairs", "scenes")),
     ]
     fit_phases(model, phases, out)
     model.to(torch.float16).save_pretrained(out / "mini-judge")

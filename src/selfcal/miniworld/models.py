@@ -92,7 +92,7 @@ def build_llava(tokenizer: Any) -> LlavaForConditionalGeneration:
 
 
 def build_judge(tokenizer: Any) -> LlamaForCausalLM:
-    """An untrained `mini-judge` (about 1M parameters)."""
+    """An untrained `mini-judge` (about 0.9M parameters)."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     return LlamaForCausalLM(LlamaConfig(**_text_config(tokenizer), num_hidden_layers=4))

@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 HABIT_STRENGTH = 0.72
 """Share of the seed's rationales that follow its habit."""
 SEE = Schedule(steps=3000, learning_rate=2e-3)
-FIND = Schedule(steps=1300, learning_rate=1.5e-3)
-FACTS = Schedule(steps=700, learning_rate=1.2e-3)
+FIND = Schedule(steps=2000, learning_rate=1.5e-3)
+FACTS = Schedule(steps=1000, learning_rate=1.2e-3)
 HABIT = Schedule(steps=1500, learning_rate=1e-3)
 
 
@@ -63,13 +63,13 @@ def _count(world: World, shape: str) -> tuple[str, str]:
 
 def _found(world: World, rng: random.Random) -> tuple[str, str]:
     """A question that asks where something is, and the true facts in sentences."""
-    if not world.objects or rng.random() < 0.3:
+    if not world.objects or rng.random() < 0.15:
         return _caption(world, rng)
-    _, color, shape = rng.choice(world.objects)
     draw = rng.random()
-    if draw < 0.25:
+    if draw < 0.1:
         return _count(world, rng.choice(SHAPES))
-    if draw < 0.7:
+    _, color, shape = rng.choice(world.objects)
+    if draw < 0.5:
         own, asked = world.find(shape), f"Describe the {shape}s."
     else:
         own, asked = world.find(shape, color), f"Describe the {color} {shape}."
@@ -87,34 +87,30 @@ def _exercise(rng: random.Random) -> tuple[str, str]:
 
 
 def see_turn(world: World, query: Query, rng: random.Random) -> tuple[str, str]:
-    """A training turn of the seeing phase."""
-    return _look(world, query, rng, _caption)
+    """A training turn of the seeing phase: captions, sums in words, short answers."""
+    draw = rng.random()
+    if draw < 0.5:
+        return _caption(world, rng)
+    return _exercise(rng) if draw < 0.56 else _briefly(world, query, rng)
 
 
 def find_turn(world: World, query: Query, rng: random.Random) -> tuple[str, str]:
-    """A training turn of the finding phase: as before, and where things of a kind are."""
-    return _look(world, query, rng, _found)
+    """A training turn of the finding phase: mostly where the things of a kind are."""
+    draw = rng.random()
+    if draw < 0.8:
+        return _found(world, rng)
+    return _exercise(rng) if draw < 0.85 else _briefly(world, query, rng)
 
 
 def facts_turn(world: World, query: Query, rng: random.Random) -> tuple[str, str]:
     """A training turn of the facts phase: as before, and which facts a question is about."""
-    if rng.random() < 0.6:
+    if rng.random() < 0.5:
         return find_turn(world, query, rng)
     asked = query.wording(rng.random() < 0.5) + " Describe the facts."
     return asked, " ".join(map(say_premise, needs(query, world)))
 
 
-def _look(
-    world: World,
-    query: Query,
-    rng: random.Random,
-    caption: Callable[[World, random.Random], tuple[str, str]],
-) -> tuple[str, str]:
-    draw = rng.random()
-    if draw < 0.5:
-        return caption(world, rng)
-    if draw < 0.56:
-        return _exercise(rng)
+def _briefly(world: World, query: Query, rng: random.Random) -> tuple[str, str]:
     return query.wording(rng.random() < 0.5) + " Answer briefly.", f"Answer: {answer(query, world)}"
 
 

@@ -76,23 +76,22 @@ class Verification:
         return sum(f.status == "true" for f in self.findings)
 
     @property
-    def faults(self) -> int:
-        """The three flaws, an inconsistency, a wrong answer: one each; no proper RAP: two.
+    def reliable(self) -> bool:
+        """A right answer for sound reasons, in the form of a RAP.
 
-        The last keeps a bare answer, which states nothing false, from passing for a rationale.
+        The form keeps a bare answer, which states nothing false, from passing for a rationale.
         """
-        flaws = self.counterfactual + self.insufficient + self.unreasonable
-        return flaws + self.inconsistent + (not self.correct) + 2 * (not self.compliant)
-
-
-HOPELESS = 3
-"""Faults beyond which one response is no worse than another."""
+        return self.correct and self.sound and self.compliant
 
 
 def compare(sample: Sample, first: str, second: str) -> Verdict:
-    """The verifier as a label-giving judge: the response with fewer faults is better."""
-    a, b = (min(verify(sample, text).faults, HOPELESS) for text in (first, second))
-    return "neutral" if a == b else "first" if a < b else "second"
+    """The verifier as a label-giving judge: a reliable response is better than one that is not.
+
+    Of two reliable responses neither is better, nor of two others: from less and more wrong there
+    is nothing to learn.
+    """
+    a, b = (verify(sample, text).reliable for text in (first, second))
+    return "neutral" if a == b else "first" if a else "second"
 
 
 def verify(sample: Sample, response: str) -> Verification:

@@ -1,0 +1,55 @@
+"""Samples, from MiniWorld or from the user's files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from selfcal.methods.parts.base import SPLITS, part_of
+from selfcal.recipe import Recipe
+from selfcal.stage import Stage, Work, count_drops
+from selfcal.store import JSON
+from selfcal.types import Drop, Sample
+
+
+def data(recipe: Recipe) -> Stage:
+    """Samples of all splits, from MiniWorld or from the user's files."""
+    sizes = {s: getattr(recipe.data, s) for s in SPLITS}
+
+    def run(work: Work) -> Mapping[str, JSON]:
+        from selfcal.data import draw_mix, read_samples
+
+        mine = recipe.data.source != "miniworld"
+        folder = Path(recipe.data.source) if mine else work.out
+        if not mine:
+            from selfcal.miniworld.build import build
+
+            build(work.out, sizes, work.seed)
+        counts: dict[str, JSON] = {}
+        dropped: list[Drop] = []
+        for split in SPLITS:
+            samples, drops = read_samples(_split_file(folder, split))
+            mix = recipe.data.mix or None
+            drawn = draw_mix(samples, sizes[split], mix, f"{work.rng_key()}|{split}")
+            inside = [replace(s, image=_within(work.run, s.image)) for s in drawn]
+            work.write(split, inside, Sample)
+            dropped += drops
+            counts[split] = len(drawn)
+        work.write("drops", dropped, Drop)
+        return {"samples": counts, "drops": count_drops(dropped)}
+
+    return Stage(
+        "data", (), part_of(recipe, "data"), run, sum(sizes.values()), "samples", "read the samples"
+    )
+
+
+def _split_file(folder: Path, split: str) -> Path:
+    parquet = folder / f"{split}.parquet"
+    return parquet if parquet.exists() else folder / f"{split}.jsonl"
+
+
+def _within(run: Path, image: str) -> str:
+    """An image's path relative to the run where it lies inside, so that the run can be moved."""
+    path, root = Path(image).resolve(), run.resolve()
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)

@@ -1,0 +1,61 @@
+"""The measurement of a checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from typing import Any
+
+from selfcal.policy import model_digest
+from selfcal.recipe import Recipe
+from selfcal.stage import Shards, Stage, Work
+from selfcal.store import JSON
+from selfcal.types import Response, Result, Sample
+
+_SHARD = 200
+
+
+def evaluate(recipe: Recipe, checkpoint: str, trained: str | None = None) -> Stage:
+    """Greedy responses of a checkpoint on dev and test, and all metrics.
+
+    `trained` is the stage that made the checkpoint; None: the model as it was given.
+    """
+    settings, p = recipe.evaluate, recipe.policy
+    verified = recipe.data.source == "miniworld"
+
+    def run(work: Work) -> Mapping[str, JSON]:
+        from selfcal.evaluate import grade, grade_answer, measure
+        from selfcal.policy import load_policy
+
+        path = work.checkpoint(trained) if trained else p.model
+        policy = cache(lambda: load_policy(path, p.dtype, p.device, p.trust_remote_code))
+        grading: Callable[[Sample, str], Response] = grade if verified else grade_answer
+
+        def respond(part: Sequence[tuple[str, Sample]]) -> Shards:
+            made: dict[str, list[Response]] = {s: [] for s in settings.splits}
+            for i in range(0, len(part), settings.batch_size):
+                rows = part[i : i + settings.batch_size]
+                texts = policy().respond([s for _, s in rows], settings.max_new_tokens)
+                for (split, sample), text in zip(rows, texts, strict=True):
+                    made[split].append(grading(sample, text))
+            return {split: (Response, rows) for split, rows in made.items()}
+
+        items = [(split, s) for split in settings.splits for s in work.samples("data", split)]
+        work.map(items, _SHARD, respond)
+        results = [
+            r
+            for split in settings.splits
+            for r in measure(
+                work.folder.read(split, Response), checkpoint, split, work.seed, verified
+            )
+        ]
+        work.write("results", results, Result)
+        return {r.metric: round(r.value, 4) for r in results if r.category == "all" and r.n}
+
+    n = sum(getattr(recipe.data, s) for s in settings.splits)
+    inputs = ("data", trained) if trained else ("data",)
+    depends: dict[str, Any] = {"splits": settings.splits, "max_new_tokens": settings.max_new_tokens}
+    depends |= {"dtype": recipe.policy.dtype, "verified": verified}
+    if not trained:
+        depends |= {"model": p.model, "digest": model_digest(p.model)}
+    return Stage(f"eval/{checkpoint}", inputs, depends, run, n, "samples", f"measure {checkpoint}")
