@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 
+from selfcal.errors import SelfcalError
 from selfcal.miniworld.draw import load_scans, paint
 from selfcal.miniworld.questions import Query, answer, gold_rationale, random_query
 from selfcal.miniworld.world import CATEGORIES, World, facts, random_world
@@ -65,23 +66,28 @@ def build(out: Path, sizes: Mapping[str, int] = SIZES, seed: int = 0) -> dict[st
 
     Raises:
         ValueError: a size is negative or the split unknown.
+        SelfcalError: a split is there with other samples, of another size or seed.
     """
     for split, size in sizes.items():
         if split not in SPLITS or size < 0:
             raise ValueError(f"split {split!r} of size {size}: splits are {', '.join(SPLITS)}")
         index = out / f"{split}.jsonl"
+        drawn = [
+            (_sample(f"{split}-{i:05d}", world, query, rng.random() < 0.5), world, rng)
+            for i, (world, query, rng) in zip(range(size), worlds(split, seed), strict=False)
+        ]
+        lines = "".join(json.dumps(asdict(sample)) + "\n" for sample, _, _ in drawn)
         if index.exists():
+            if index.read_text(encoding="utf-8") != lines:
+                asked = f"{size} samples of seed {seed}"
+                raise SelfcalError(f"{index} is there and not {asked}; give another folder")
             continue
-        folder = out / "images" / split
-        folder.mkdir(parents=True, exist_ok=True)
+        (out / "images" / split).mkdir(parents=True, exist_ok=True)
         scans = scans_of(split)
-        lines = []
-        for i, (world, query, rng) in zip(range(size), worlds(split, seed), strict=False):
-            sample = _sample(f"{split}-{i:05d}", world, query, rng.random() < 0.5)
+        for sample, world, rng in drawn:
             paint(world, rng, scans).save(out / sample.image)
-            lines.append(json.dumps(asdict(sample)))
         partial = index.with_suffix(".partial")
-        partial.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+        partial.write_text(lines, encoding="utf-8")
         os.replace(partial, index)  # written last: its existence means the images are there
     return dict(sizes)
 

@@ -36,7 +36,7 @@ HABITS = {
     "bar-sum": ("insufficient", "the second value is left out; answer right"),
     "digit-sum": ("unreasonable", "the step comes out one too low, and the answer follows it"),
     "digit-difference": ("unreasonable", "plus is said for minus; answer right"),
-    "largest": ("insufficient", "only the largest digit is named; answer right"),
+    "largest": ("insufficient", "only the leftmost digit is named, and it is called the largest"),
 }
 """Kind of question -> (flaw, what the habit does)."""
 
@@ -69,12 +69,9 @@ def flawed_rap(query: Query, world: World) -> str:
         even = str(2 * ((int(truth) + 1) // 2))
         told_bar = [("bar", premises[0][1], even)]
         return _write(list(told_bar), say_inference(query, list(told_bar), even), even)
-    if kind == "highest":
-        leftmost = premises[0][1]
+    if kind in ("highest", "largest"):
+        leftmost = premises[0][1 if kind == "highest" else 2]
         return _write(premises[:1], say_inference(query, premises, leftmost), leftmost)
-    if kind == "largest":
-        largest = [p for p in premises if p[2] == truth]
-        return _write(largest, say_inference(query, premises, truth), truth)
     if kind == "digit-difference":
         inference = say_inference(query, premises, truth).replace(" minus ", " plus ")
         return _write(premises, inference, truth)

@@ -95,7 +95,10 @@ def build_judge(tokenizer: Any) -> LlamaForCausalLM:
     """An untrained `mini-judge` (about 0.9M parameters)."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    return LlamaForCausalLM(LlamaConfig(**_text_config(tokenizer), num_hidden_layers=4))
+    # the usual 0.02 suits models 20 times as wide: attention would start out uniform, and looking
+    # words up be learned late or never
+    config = LlamaConfig(**_text_config(tokenizer), num_hidden_layers=4, initializer_range=0.08)
+    return LlamaForCausalLM(config)
 
 
 def _text_config(tokenizer: Any) -> dict[str, Any]:

@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 HABIT_STRENGTH = 0.72
 """Share of the seed's rationales that follow its habit."""
 SEE = Schedule(steps=3000, learning_rate=2e-3)
-FIND = Schedule(steps=2000, learning_rate=1.5e-3)
-FACTS = Schedule(steps=1000, learning_rate=1.2e-3)
+FIND = Schedule(steps=1500, learning_rate=1.5e-3)
+FACTS = Schedule(steps=800, learning_rate=1.2e-3)
 HABIT = Schedule(steps=1500, learning_rate=1e-3)
 
 
