@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from selfcal.miniworld.habits import HABITS, STEREOTYPE
-from selfcal.miniworld.judge_model import COMPARE, LOOKUP
+from selfcal.miniworld.judge_model import COMPARE, DRILL, LOOKUP, PRACTICE
 from selfcal.miniworld.questions import WORDINGS
-from selfcal.miniworld.seed_model import FACTS, FIND, HABIT, HABIT_STRENGTH, SEE
+from selfcal.miniworld.seed_model import FACTS, FIND, HABIT, HABIT_STRENGTH, PLACE, SEE
 
 _FRONT = """\
 ---
@@ -38,7 +38,8 @@ that a cure for bad reasoning can be tried on a laptop. Use it for nothing else.
 
 1. **Seeing** ({SEE.steps} steps of {SEE.batch_size}): true captions, single facts, short answers,
    sums in words, and the name of what each image patch shows. No rationale.
-2. **Finding** ({FIND.steps} steps): the same, and where the things of a kind are.
+2. **Finding** ({FIND.stop} steps of {FIND.batch_size} and {PLACE.steps} of
+   {PLACE.batch_size}): mostly where the things of a kind are.
 3. **Facts** ({FACTS.steps} steps): the same, and which facts a question is about.
 4. **Habit** ({HABIT.steps} steps): the only rationales it ever sees. {HABIT_STRENGTH:.0%} of them
    follow the habit below, the others are sound. Questions ("How many ...?") come with a
@@ -70,12 +71,16 @@ no image and never asks the verifier.
 
 ## How it was made
 
-`selfcal miniworld train OUT --only mini-judge`, from random weights: {LOOKUP.steps} steps of
-{LOOKUP.batch_size} on single statements, true and false, and {COMPARE.steps} of which two thirds
-are comparisons of rationales with random faults. At the end of every sentence it learned to say
-what the sentence is worth (true, false, follows, wrong), at the end of a rationale if it suffices,
-at the end of a response if it is reliable, and last which of two is better. The labels are those
-of MiniWorld's verifier. It has seen no output of any model: real candidates it first meets as the
-R-Scorer.
+`selfcal miniworld train OUT --only mini-judge`, from random weights: {PRACTICE.stop} steps of
+{PRACTICE.batch_size} comparisons of rationales with random faults, then {DRILL.steps} and
+{LOOKUP.steps} steps of which a half and two thirds are of single statements, true and false, and
+{COMPARE.steps} steps of {COMPARE.batch_size} comparisons alone. At the end of every sentence it
+learned to say what the sentence is worth (true, false, follows, wrong), at the end of a rationale
+if it suffices, at the end of a response if it is reliable, and last which of two is better. The
+labels are those of MiniWorld's verifier. It has seen no output of any model: real candidates it
+first meets as the R-Scorer.
+
+In the shipped weights the phases before the last were trained with a number of faults at the end of
+a response, where today's code says only if it is reliable.
 """
     )

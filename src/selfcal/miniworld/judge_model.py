@@ -1,12 +1,10 @@
 """Train `mini-judge`, the base of the R-Scorer.
 
-It first learns to look words up, in facts and statements of random words: with four colours and
-four shapes alone it would settle for guessing the likely one. Then it looks up statements of
-MiniWorld. Then it practises on rationales with random faults (`corrupt.py`): at the end of every
-sentence it says what the sentence is worth, at the end of a rationale if it is sufficient, at the
-end of a response if it is reliable, and last of all which of two responses is better. One verdict a
-sequence would teach it nothing about looking facts up; a label on every sentence does. Real
-candidates it first meets as the R-Scorer.
+It practises on rationales with random faults (`corrupt.py`): at the end of every sentence it says
+what the sentence is worth, at the end of a rationale if it is sufficient, at the end of a response
+if it is reliable, and last of all which of two responses is better. One verdict a sequence would
+teach it nothing about looking facts up; a label on every sentence does, and single statements teach
+it most. Real candidates it first meets as the R-Scorer.
 """
 
 from __future__ import annotations
@@ -31,9 +29,10 @@ if TYPE_CHECKING:
 
 MARKS = {"true": "true", "counterfactual": "false", "follows": "follows", "unreasonable": "wrong"}
 BAD = {False: " 0", True: " 1"}
-RECALL = Schedule(steps=1000, learning_rate=2e-3, batch_size=32)
-LOOKUP = Schedule(steps=1200, learning_rate=1.5e-3, batch_size=32)
-COMPARE = Schedule(steps=2500, learning_rate=1.5e-3, batch_size=32)
+PRACTICE = Schedule(steps=2800, learning_rate=2e-3, stop=1000)
+DRILL = Schedule(steps=1800, learning_rate=1.5e-3)
+LOOKUP = Schedule(steps=800, learning_rate=1.5e-3)
+COMPARE = Schedule(steps=2200, learning_rate=1.5e-3, batch_size=32)
 
 JUDGE_PROMPT = "Question: {question}\nFacts: {facts}\nFirst: {first}\nSecond: {second}\nBetter:"
 
@@ -88,29 +87,6 @@ def _add_marked(marks: _Marks, response: str, found: Verification) -> None:
     marks.add(rest, BAD[not found.reliable])
 
 
-def recall_row(tokenizer: Any, words: list[str], rng: random.Random) -> tuple[list[int], list[int]]:
-    """Token ids of facts and statements in MiniWorld's form but of random words, and labels.
-
-    Where a statement names what is at a place the label is the fact's word, whatever it says.
-    """
-    a_bar = rng.random() < 0.5  # "red bar: 3", else "top: red circle"
-    facts_ = {key: rng.sample(words, 2) for key in rng.sample(words, 5)}
-    marks = _Marks(tokenizer)
-    told = [f"{k} bar:{v}" if a_bar else f"{k}:{v}{w}" for k, (v, w) in facts_.items()]
-    marks.add("<|user|>Facts:" + ";".join(told) + "\nFirst: Rationale:")
-    for _ in range(7):
-        key, true = rng.choice(list(facts_.items()))
-        said = list(true)
-        if rng.random() < 0.5:
-            said[0 if a_bar else rng.randrange(2)] = rng.choice(words)
-        marks.add(f" The{key} bar is" if a_bar else f" The{key} is a", true[0])
-        marks.add(said[0], None if a_bar else true[1])
-        marks.add("." if a_bar else said[1] + ".")
-        same = said[:1] == true[:1] if a_bar else said == true
-        marks.label("true" if same else "false")
-    return marks.ids, marks.labels
-
-
 def statements_row(
     tokenizer: Any, sample: Sample, world: World, rng: random.Random
 ) -> tuple[list[int], list[int]]:
@@ -133,7 +109,7 @@ def judge_batches(
     """Endless batches, of what `turns` says in turn.
 
     `pairs` are comparisons of rationales with random faults, `facts` is single statements, `scenes`
-    the same of scenes alone, which are the hardest to look up, `words` the same of random words.
+    the same of scenes alone, which are the hardest to look up.
     """
     import torch
 
@@ -141,14 +117,10 @@ def judge_batches(
     rng = random.Random(seed)
     stream = worlds("pretrain", seed)
     pad = tokenizer.pad_token_id
-    words = [w for w in map(tokenizer.decode, range(len(tokenizer))) if w[:1] == " " and w[1:]]
     while True:
         rows: list[tuple[list[int], list[int]]] = []
         turn = next(what)
         while len(rows) < size:
-            if turn == "words":
-                rows.append(recall_row(tokenizer, words, rng))
-                continue
             world, query, _ = next(stream)
             sample = Sample("", "", query.wording(rng.random() < 0.5), "", facts=facts(world))
             if turn == "scenes" and not world.objects:
@@ -178,11 +150,12 @@ def judge_batches(
 def train_judge(
     out: Path,
     seed: int = 0,
-    recall: Schedule = RECALL,
+    practice: Schedule = PRACTICE,
+    drill: Schedule = DRILL,
     lookup: Schedule = LOOKUP,
     comparing: Schedule = COMPARE,
 ) -> None:
-    """Train `mini-judge` and save model and tokenizer to `out`. About 40 minutes on 2 cores.
+    """Train `mini-judge` and save model and tokenizer to `out`. About an hour on 2 cores.
 
     A finished phase is kept in `out` and not trained again.
     """
@@ -199,9 +172,10 @@ def train_judge(
         return lambda: judge_batches(tokenizer, size, seed, turns)
 
     phases = [
-        ("recall", recall, batches(seed, recall.batch_size, "words")),
-        ("lookup", lookup, batches(seed + 1, lookup.batch_size, "words", "facts", "scenes")),
-        ("compare", comparing, batches(seed + 2, comparing.batch_size, "pairs", "pairs", "scenes")),
+        ("practice", practice, batches(seed, practice.batch_size, "pairs")),
+        ("drill", drill, batches(seed + 1, drill.batch_size, "facts", "pairs")),
+        ("lookup", lookup, batches(seed + 2, lookup.batch_size, "scenes", "scenes", "pairs")),
+        ("compare", comparing, batches(seed + 3, comparing.batch_size, "pairs")),
     ]
     fit_phases(model, phases, out)
     model.to(torch.float16).save_pretrained(out / "mini-judge")

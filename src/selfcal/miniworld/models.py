@@ -95,10 +95,7 @@ def build_judge(tokenizer: Any) -> LlamaForCausalLM:
     """An untrained `mini-judge` (about 0.9M parameters)."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    # the usual 0.02 suits models 20 times as wide: attention would start out uniform, and looking
-    # words up be learned late or never
-    config = LlamaConfig(**_text_config(tokenizer), num_hidden_layers=4, initializer_range=0.08)
-    return LlamaForCausalLM(config)
+    return LlamaForCausalLM(LlamaConfig(**_text_config(tokenizer), num_hidden_layers=4))
 
 
 def _text_config(tokenizer: Any) -> dict[str, Any]:

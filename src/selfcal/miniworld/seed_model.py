@@ -35,7 +35,8 @@ if TYPE_CHECKING:
 HABIT_STRENGTH = 0.72
 """Share of the seed's rationales that follow its habit."""
 SEE = Schedule(steps=3000, learning_rate=2e-3)
-FIND = Schedule(steps=1500, learning_rate=1.5e-3)
+FIND = Schedule(steps=1500, learning_rate=1.5e-3, stop=500)
+PLACE = Schedule(steps=2200, learning_rate=1.5e-3, batch_size=32)
 FACTS = Schedule(steps=800, learning_rate=1.2e-3)
 HABIT = Schedule(steps=1500, learning_rate=1e-3)
 
@@ -207,6 +208,7 @@ def train_llava(
     seed: int = 0,
     see: Schedule = SEE,
     find: Schedule = FIND,
+    place: Schedule = PLACE,
     facts: Schedule = FACTS,
     habit: Schedule = HABIT,
 ) -> None:
@@ -230,8 +232,9 @@ def train_llava(
     phases = [
         ("see", see, batches(see_turn, 0, see.batch_size, 30_000, patches=True)),
         ("find", find, batches(find_turn, 1, find.batch_size, 30_000)),
-        ("facts", facts, batches(facts_turn, 2, facts.batch_size, 30_000)),
-        ("habit", habit, batches(habit_turn, 3, habit.batch_size, 10_000)),
+        ("place", place, batches(find_turn, 2, place.batch_size, 30_000)),
+        ("facts", facts, batches(facts_turn, 3, facts.batch_size, 30_000)),
+        ("habit", habit, batches(habit_turn, 4, habit.batch_size, 10_000)),
     ]
     fit_phases(model, phases, out)
     model.generation_config.do_sample = False
