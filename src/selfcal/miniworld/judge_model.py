@@ -32,7 +32,7 @@ BAD = {False: " 0", True: " 1"}
 PRACTICE = Schedule(steps=2800, learning_rate=2e-3, stop=1000)
 DRILL = Schedule(steps=1800, learning_rate=1.5e-3)
 LOOKUP = Schedule(steps=800, learning_rate=1.5e-3)
-COMPARE = Schedule(steps=2200, learning_rate=1.5e-3, batch_size=32)
+COMPARE = Schedule(steps=1000, learning_rate=1.2e-3, batch_size=32)
 
 JUDGE_PROMPT = "Question: {question}\nFacts: {facts}\nFirst: {first}\nSecond: {second}\nBetter:"
 

@@ -37,8 +37,8 @@ HABIT_STRENGTH = 0.72
 SEE = Schedule(steps=3000, learning_rate=2e-3)
 FIND = Schedule(steps=1500, learning_rate=1.5e-3, stop=500)
 PLACE = Schedule(steps=2200, learning_rate=1.5e-3, batch_size=32)
-FACTS = Schedule(steps=800, learning_rate=1.2e-3)
-HABIT = Schedule(steps=1500, learning_rate=1e-3)
+FACTS = Schedule(steps=3000, learning_rate=1.5e-3, batch_size=32)
+HABIT = Schedule(steps=2000, learning_rate=1e-3, batch_size=32)
 
 
 def _caption(world: World, rng: random.Random) -> tuple[str, str]:
