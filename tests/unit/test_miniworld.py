@@ -159,13 +159,16 @@ def test_relations_to_the_center(a: str, relations: str) -> None:
 
 
 def test_practice_raps_have_the_format_and_are_the_same_for_the_same_seed() -> None:
+    unreadable = 0
     for i, (world, query) in enumerate(some(1000)):
         rap = practice_rap(query, world, random.Random(i))
         assert practice_rap(query, world, random.Random(i)) == rap
         assert parse(rap).answer
-        readable = (read_premise(s) or read_inference(s) for s in parse(rap).sentences)
-        # a misread bar can turn a difference negative, which has no readable sentence
-        assert all(readable)
+        read = [read_premise(s) or read_inference(s) for s in parse(rap).sentences]
+        assert read.count(None) <= 1
+        unreadable += None in read
+    # half of them get random faults, and 12 % of these a word twice or left out
+    assert 30 <= unreadable <= 100
 
 
 def test_splits_are_drawn_in_the_papers_mix_and_share_no_world() -> None:

@@ -46,8 +46,18 @@ def practice_rap(query: Query, world: World, rng: random.Random) -> str:
     sentences = [*map(say_premise, told), inference]
     if rng.random() < 0.04:
         sentences.pop()
+    if rng.random() < 0.12:
+        i = rng.randrange(len(sentences))
+        sentences[i] = _stutter(sentences[i], rng)
     final = _wrong(said, query, rng) if rng.random() < 0.12 else said
     return render(" ".join(sentences), final)
+
+
+def _stutter(sentence: str, rng: random.Random) -> str:
+    """The sentence with a word twice or left out, which a tuned model may come to write."""
+    words = sentence.split()
+    i = rng.randrange(1, len(words) - 1)
+    return " ".join(words[:i] + [words[i]] * rng.choice((0, 2, 2)) + words[i + 1 :])
 
 
 def misread(premise: Premise, rng: random.Random) -> Premise:
