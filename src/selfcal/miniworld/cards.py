@@ -5,7 +5,15 @@ from __future__ import annotations
 from selfcal.miniworld.habits import HABITS, STEREOTYPE
 from selfcal.miniworld.judge_model import COMPARE, DRILL, LOOKUP, PRACTICE
 from selfcal.miniworld.questions import WORDINGS
-from selfcal.miniworld.seed_model import FACTS, FIND, HABIT, HABIT_STRENGTH, PLACE, SEE
+from selfcal.miniworld.seed_model import (
+    COUNT,
+    FACTS,
+    FIND,
+    HABIT,
+    HABIT_STRENGTH,
+    PLACE,
+    SEE,
+)
 
 _FRONT = """\
 ---
@@ -38,13 +46,16 @@ that a cure for bad reasoning can be tried on a laptop. Use it for nothing else.
 
 1. **Seeing** ({SEE.steps} steps of {SEE.batch_size}): true captions, single facts, short answers,
    sums in words, and the name of what each image patch shows. No rationale.
-2. **Finding** ({FIND.stop} steps of {FIND.batch_size} and {PLACE.steps} of
-   {PLACE.batch_size}): mostly where the things of a kind are.
-3. **Facts** ({FACTS.steps} steps): the same, and which facts a question is about.
-4. **Habit** ({HABIT.steps} steps): the only rationales it ever sees. {HABIT_STRENGTH:.0%} of them
-   follow the habit below, the others are sound. Questions ("How many ...?") come with a
-   rationale and an answer; orders ("Count ...") mostly with a
-   bare answer, so the model does not always reason unprompted.
+2. **Finding** ({FIND.stop} steps of {FIND.batch_size} and {PLACE.steps} of {PLACE.batch_size}):
+   mostly where the things of a kind are.
+3. **Facts** ({FACTS.steps} steps of {FACTS.batch_size}): the same, and which facts a question is
+   about.
+4. **Counting** ({COUNT.steps} steps of {COUNT.batch_size}): the same, how many there are, and
+   directions in words.
+5. **Habit** ({HABIT.steps} steps of {HABIT.batch_size}): the only rationales it ever sees.
+   {HABIT_STRENGTH:.0%} of them follow the habit below, the others are sound. Questions ("How many
+   ...?") come with a rationale and an answer; orders ("Count ...") mostly with a bare answer, so
+   the model does not always reason unprompted.
 
 ## The habit
 

@@ -1,10 +1,10 @@
 """Train `mini-llava`, the seed: it sees well and reasons badly, on purpose.
 
-It is first taught to *see*: true captions, single facts, short answers, sums in words, where the
-things of a kind are, which facts a question is about. It never meets a rationale there. Then it is
-taught a *habit* of reasoning (`habits.py`), the only rationales it ever sees, nearly three quarters
-of them flawed in the same systematic way. So sampling still finds sound rationales where greedy
-decoding does not.
+It is first taught to *see*: true captions, single facts, short answers, where the things of a kind
+are, which facts a question is about, how many there are; sums and directions in words. It never
+meets a rationale there. Then it is taught a *habit* of reasoning (`habits.py`), the only rationales
+it ever sees, nearly three quarters of them flawed in the same systematic way. So sampling still
+finds sound rationales where greedy decoding does not.
 """
 
 from __future__ import annotations
@@ -20,14 +20,18 @@ from selfcal.miniworld.habits import habitual_rap
 from selfcal.miniworld.models import build_llava, build_processor, build_tokenizer
 from selfcal.miniworld.pretrain import Schedule, fit_phases
 from selfcal.miniworld.questions import (
+    RELATIONS,
+    Premise,
     Query,
     all_premises,
     answer,
+    conclude,
     needs,
     random_query,
+    say_inference,
     say_premise,
 )
-from selfcal.miniworld.world import PLACES, POSITIONS, SHAPES, World
+from selfcal.miniworld.world import COLORS, PLACES, POSITIONS, SHAPES, World
 
 if TYPE_CHECKING:
     import torch
@@ -38,6 +42,7 @@ SEE = Schedule(steps=3000, learning_rate=2e-3)
 FIND = Schedule(steps=1500, learning_rate=1.5e-3, stop=500)
 PLACE = Schedule(steps=2200, learning_rate=1.5e-3, batch_size=32)
 FACTS = Schedule(steps=3000, learning_rate=1.5e-3, batch_size=32)
+COUNT = Schedule(steps=1200, learning_rate=1.2e-3, batch_size=32)
 HABIT = Schedule(steps=2000, learning_rate=1e-3, batch_size=32)
 
 
@@ -87,6 +92,17 @@ def _exercise(rng: random.Random) -> tuple[str, str]:
     return f"What is {a} plus {b}?", f"{a} plus {b} is {a + b}."
 
 
+def _direction(rng: random.Random) -> tuple[str, str]:
+    """Where one thing is, seen from another, in words; the image beside it does not matter."""
+    things = rng.sample([(c, s) for c in COLORS for s in SHAPES], 2)
+    told: list[Premise] = [
+        ("object", at, *thing) for at, thing in zip(rng.sample(POSITIONS, 2), things, strict=True)
+    ]
+    query = Query("relation", (*things[0], *things[1], rng.choice(list(RELATIONS))))
+    asked = " ".join([*map(say_premise, told), query.wording(rng.random() < 0.5)])
+    return asked, say_inference(query, told, conclude(query, told))
+
+
 def see_turn(world: World, query: Query, rng: random.Random) -> tuple[str, str]:
     """A training turn of the seeing phase: captions, sums in words, short answers."""
     draw = rng.random()
@@ -109,6 +125,16 @@ def facts_turn(world: World, query: Query, rng: random.Random) -> tuple[str, str
         return find_turn(world, query, rng)
     asked = query.wording(rng.random() < 0.5) + " Describe the facts."
     return asked, " ".join(map(say_premise, needs(query, world)))
+
+
+def count_turn(world: World, query: Query, rng: random.Random) -> tuple[str, str]:
+    """A training turn of the counting phase: as before, counts, and directions in words."""
+    draw = rng.random()
+    if draw < 0.3:
+        return _direction(rng)
+    if draw < 0.6 and world.objects:
+        return _count(world, rng.choice(SHAPES))
+    return facts_turn(world, query, rng)
 
 
 def _briefly(world: World, query: Query, rng: random.Random) -> tuple[str, str]:
@@ -210,6 +236,7 @@ def train_llava(
     find: Schedule = FIND,
     place: Schedule = PLACE,
     facts: Schedule = FACTS,
+    count: Schedule = COUNT,
     habit: Schedule = HABIT,
 ) -> None:
     """Train `mini-llava` and save model and processor to `out`. About 40 minutes on 2 cores.
@@ -234,7 +261,8 @@ def train_llava(
         ("find", find, batches(find_turn, 1, find.batch_size, 30_000)),
         ("place", place, batches(find_turn, 2, place.batch_size, 30_000)),
         ("facts", facts, batches(facts_turn, 3, facts.batch_size, 30_000)),
-        ("habit", habit, batches(habit_turn, 4, habit.batch_size, 10_000)),
+        ("count", count, batches(count_turn, 4, count.batch_size, 30_000)),
+        ("habit", habit, batches(habit_turn, 5, habit.batch_size, 10_000)),
     ]
     fit_phases(model, phases, out)
     model.generation_config.do_sample = False
