@@ -22,6 +22,7 @@ from selfcal.recipe import Recipe
 from selfcal.stage import Stage, Work
 from selfcal.store import (
     JSON,
+    LOCK_FILES,
     MANIFEST,
     PARTIAL,
     RunLock,
@@ -141,7 +142,7 @@ def _refuse_foreign(run: Path) -> None:
     if run.is_file():
         raise StoreError(f"{run} is a file; give a folder for the run")
     if run.is_dir() and any(run.iterdir()) and not (run / RECIPE_FILE).exists():
-        names = {p.name for p in run.iterdir()} - {".lock", ".lock-holder"}
+        names = {p.name for p in run.iterdir()} - set(LOCK_FILES)
         if names:
             raise StoreError(f"{run} is not empty and is no run of selfcal; give another folder")
 

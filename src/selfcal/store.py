@@ -382,6 +382,34 @@ def _fingerprint_in(path: Path) -> str:
         return ""
 
 
+LOCK_FILES = LOCK, HOLDER = ".lock", ".lock-holder"
+
+
+def lock_holder(run: Path) -> str:
+    """The process that works on a run, in words; empty if there is none.
+
+    The holder's note is removed with the lock, and stays behind where a process was killed: only
+    then is the lock tried, so that looking never gets in the way of a run that starts.
+    """
+    if not (run / HOLDER).exists() or not (run / LOCK).exists():
+        return ""
+    try:
+        with FileLock(run / LOCK, timeout=0):
+            return ""
+    except Timeout:
+        return _holder_in(run)
+    except OSError:  # a folder that we may only read
+        return "perhaps one; the lock cannot be tried from here"
+
+
+def _holder_in(run: Path) -> str:
+    try:
+        holder = read_json(run / HOLDER)
+        return f"process {holder['pid']} on {holder['host']}"
+    except (StoreError, LookupError, TypeError):
+        return "another process"  # it has the lock, and is about to write its name
+
+
 class RunLock:
     """Keeps other processes out of a run, for as long as the `with` block lasts.
 
@@ -391,8 +419,8 @@ class RunLock:
 
     def __init__(self, run: Path) -> None:
         """Name the folder of the run; nothing is locked yet."""
-        self._run, self._holder = run, run / ".lock-holder"
-        self._lock = FileLock(run / ".lock", thread_local=False)
+        self._run, self._holder = run, run / HOLDER
+        self._lock = FileLock(run / LOCK, thread_local=False)
 
     def __enter__(self) -> RunLock:
         """Take the lock.
@@ -406,8 +434,8 @@ class RunLock:
                 self._lock.acquire(timeout=0)
             except Timeout as error:  # an OSError, too
                 raise StoreError(
-                    f"{self._run} is in use by {self._who()}: wait until it is done, or end it "
-                    "and its workers, then run the same command again: it resumes"
+                    f"{self._run} is in use by {_holder_in(self._run)}: wait until it is done, or "
+                    "end it and its workers, then run the same command again: it resumes"
                 ) from error
         try:
             write_json(self._holder, {"pid": os.getpid(), "host": socket.gethostname()})
@@ -421,10 +449,3 @@ class RunLock:
         with suppress(OSError):  # first, as after the release it may be the next holder's
             self._holder.unlink(missing_ok=True)
         self._lock.release()
-
-    def _who(self) -> str:
-        try:
-            holder = read_json(self._holder)
-            return f"process {holder['pid']} on {holder['host']}"
-        except (StoreError, LookupError, TypeError):
-            return "another process"  # it has the lock, and is about to write its name

@@ -52,15 +52,11 @@ class _Marks:
         self.labels.extend([-100] * len(tokens))
         if label is None:
             return
-        self.label(label)
+        self.labels[-1] = self._tokenizer(label)["input_ids"][0]
         if label in ("true", "follows"):  # the words before the period can be looked up
             self.labels[-3] = tokens[-2]
             if tokens[-2] in self._shapes:
                 self.labels[-4] = tokens[-3]
-
-    def label(self, word: str) -> None:
-        """What is to be predicted at the last token."""
-        self.labels[-1] = self._tokenizer(word)["input_ids"][0]
 
 
 def judge_row(

@@ -7,17 +7,14 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.text import Text
 
 from selfcal.errors import StoreError
 from selfcal.pipeline import Planned, locate, open_run
-from selfcal.store import MARKER, PARTIAL, StageDir, read_json
+from selfcal.store import MARKER, PARTIAL, StageDir, lock_holder, read_json
 from selfcal.view.plan import title
 from selfcal.view.text import amount, duration, heading, key_figures, safe, table
-
-_LOCK, _HOLDER = ".lock", ".lock-holder"
 
 
 def show_status(out: Console, run: Path) -> None:
@@ -28,7 +25,7 @@ def show_status(out: Console, run: Path) -> None:
     """
     recipe = open_run(run)
     planned = locate(recipe, run)
-    holder = who_holds(run)
+    holder = safe(lock_holder(run))
     out.print(heading(title(recipe)))
     out.print(f"run      {safe(str(run))}", soft_wrap=True)
     out.print(f"process  {holder or 'none works on it'}", soft_wrap=True)
@@ -78,28 +75,6 @@ def progress_on_disk(p: Planned) -> str:
         return f"nothing saved yet of {amount(p.stage.size, p.stage.unit)}"
     words = "1 shard is" if len(shards) == 1 else f"{len(shards)} shards are"
     return f"{words} saved, of {amount(p.stage.size, p.stage.unit)}"
-
-
-def who_holds(run: Path) -> str:
-    """The process that works on a run; empty if there is none.
-
-    The holder's note is removed with the lock, and stays behind where a process was killed: only
-    then is the lock tried, so that looking never gets in the way of a run that starts.
-    """
-    if not (run / _HOLDER).exists() or not (run / _LOCK).exists():
-        return ""
-    try:
-        with FileLock(run / _LOCK, timeout=0):
-            return ""
-    except Timeout:
-        pass
-    except OSError:  # a folder that we may only read
-        return "perhaps one; the lock cannot be tried from here"
-    try:
-        holder = read_json(run / _HOLDER)
-        return safe(f"process {holder['pid']} on {holder['host']}")
-    except (StoreError, LookupError, TypeError):
-        return "another process"
 
 
 def _next(run: Path, planned: Sequence[Planned], held: bool) -> str:
