@@ -61,7 +61,6 @@ def sft(model: str, rows: Sequence[tuple[Sample, str]], settings: Training, run:
         TrainingError: no rows, or the loss became NaN or infinite.
     """
     from datasets import Dataset
-    from transformers import set_seed
     from trl import SFTConfig, SFTTrainer
 
     policy = load_policy(model, run.dtype, run.device)
@@ -73,15 +72,7 @@ def sft(model: str, rows: Sequence[tuple[Sample, str]], settings: Training, run:
         ]
     )
     args = SFTConfig(**_arguments(settings, run, len(kept)))
-    set_seed(run.seed)  # PEFT draws the adapter's weights before TRL seeds anything
-    trainer = SFTTrainer(
-        model=policy.model,
-        args=args,
-        processing_class=policy.processor,
-        train_dataset=_with_images(data),
-        peft_config=_lora(settings),
-    )
-    return _finish(trainer, policy.processor, run, len(kept), drops)
+    return _tune(SFTTrainer, policy, data, args, settings, run, drops)
 
 
 def dpo(
@@ -99,7 +90,6 @@ def dpo(
         TrainingError: no pairs, or the loss became NaN or infinite.
     """
     from datasets import Dataset
-    from transformers import set_seed
     from trl import DPOConfig, DPOTrainer
 
     policy = load_policy(model, run.dtype, run.device)
@@ -125,15 +115,7 @@ def dpo(
         loss_type=losses,
         loss_weights=weights,
     )
-    set_seed(run.seed)
-    trainer = DPOTrainer(
-        model=policy.model,
-        args=args,
-        processing_class=policy.processor,
-        train_dataset=_with_images(data),
-        peft_config=_lora(settings),
-    )
-    return _finish(trainer, policy.processor, run, len(kept), drops)
+    return _tune(DPOTrainer, policy, data, args, settings, run, drops)
 
 
 def train_judge(
@@ -196,11 +178,28 @@ def _turn(text: str) -> list[dict[str, Any]]:
     return [{"role": "assistant", "content": [{"type": "text", "text": text}]}]
 
 
-def _with_images(data: Any) -> Any:
-    """Let the images of a data set be read when a batch needs them."""
+def _tune(
+    trainer: Any,
+    policy: Policy,
+    data: Any,
+    args: Any,
+    settings: Training,
+    run: Run,
+    drops: Sequence[Drop],
+) -> Trained:
+    """Train a policy by one of TRL's trainers; images are read when a batch needs them."""
     from datasets import Image, List
+    from transformers import set_seed
 
-    return data.cast_column("images", List(Image(mode="RGB")))
+    set_seed(run.seed)  # PEFT draws the adapter's weights before TRL seeds anything
+    made = trainer(
+        model=policy.model,
+        args=args,
+        processing_class=policy.processor,
+        train_dataset=data.cast_column("images", List(Image(mode="RGB"))),
+        peft_config=_lora(settings),
+    )
+    return _finish(made, policy.processor, run, len(data), drops)
 
 
 def _fitting(

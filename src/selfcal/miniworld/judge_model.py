@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from selfcal.miniworld.build import worlds
 from selfcal.miniworld.corrupt import misread, practice_rap
 from selfcal.miniworld.models import build_judge, build_tokenizer
-from selfcal.miniworld.pretrain import Schedule, fit_phases
+from selfcal.miniworld.pretrain import Schedule, fit_phases, padded
 from selfcal.miniworld.questions import all_premises, say_premise
 from selfcal.miniworld.verifier import Verification, compare, is_true, verify
 from selfcal.miniworld.world import SHAPES, World, facts
@@ -107,8 +107,6 @@ def judge_batches(
     `pairs` are comparisons of rationales with random faults, `facts` is single statements, `scenes`
     the same of scenes alone, which are the hardest to look up.
     """
-    import torch
-
     what = cycle(turns)
     rng = random.Random(seed)
     stream = worlds("pretrain", seed)
@@ -127,20 +125,8 @@ def judge_batches(
             first, second = (practice_rap(query, world, rng) for _ in range(2))
             if first != second:
                 rows.append(judge_row(tokenizer, sample, first, second))
-        width = max(len(ids) for ids, _ in rows)
-        ids = torch.tensor([i + [pad] * (width - len(i)) for i, _ in rows])
-        labels = torch.tensor([y + [-100] * (width - len(y)) for _, y in rows])
-        mask = (ids != pad).long()
-        # the model shifts labels by one itself
-        labels = torch.cat([torch.full((len(rows), 1), -100), labels[:, :-1]], dim=1)
-        # a column more, so that the last token's label is not shifted out
-        ids = torch.cat([ids, torch.full((len(rows), 1), pad)], dim=1)
-        mask = torch.cat([mask, torch.zeros(len(rows), 1, dtype=torch.long)], dim=1)
-        last = torch.full((len(rows), 1), -100)
-        for r, (_, y) in enumerate(rows):
-            if len(y) == width:
-                last[r] = y[-1]
-        yield {"input_ids": ids, "labels": torch.cat([labels, last], dim=1), "attention_mask": mask}
+        # what is predicted at a token is, to the model, the next token's label
+        yield padded([([*ids, pad], [-100, *labels]) for ids, labels in rows], pad)
 
 
 def train_judge(
@@ -151,7 +137,7 @@ def train_judge(
     lookup: Schedule = LOOKUP,
     comparing: Schedule = COMPARE,
 ) -> None:
-    """Train `mini-judge` and save model and tokenizer to `out`. About an hour on 2 cores.
+    """Train `mini-judge` and save model and tokenizer to `out`. About an hour on one core.
 
     A finished phase is kept in `out` and not trained again.
     """

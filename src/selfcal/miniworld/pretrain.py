@@ -23,6 +23,16 @@ class Schedule:
     """End early, before the rate has come down: another phase follows."""
 
 
+def padded(rows: Sequence[tuple[list[int], list[int]]], pad: int) -> dict[str, torch.Tensor]:
+    """A batch of (token ids, labels), filled up on the right; every tensor is (rows, longest)."""
+    import torch
+
+    width = max(len(ids) for ids, _ in rows)
+    ids = torch.tensor([i + [pad] * (width - len(i)) for i, _ in rows])
+    labels = torch.tensor([y + [-100] * (width - len(y)) for _, y in rows])
+    return {"input_ids": ids, "labels": labels, "attention_mask": (ids != pad).long()}
+
+
 def fit(
     model: Any,
     batches: Iterator[dict[str, torch.Tensor]],

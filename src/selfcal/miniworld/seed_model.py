@@ -18,7 +18,7 @@ from selfcal.miniworld.build import scans_of, worlds
 from selfcal.miniworld.draw import paint
 from selfcal.miniworld.habits import habitual_rap
 from selfcal.miniworld.models import build_llava, build_processor, build_tokenizer
-from selfcal.miniworld.pretrain import Schedule, fit_phases
+from selfcal.miniworld.pretrain import Schedule, fit_phases, padded
 from selfcal.miniworld.questions import (
     RELATIONS,
     Premise,
@@ -214,19 +214,11 @@ def llava_batches(
 
 
 def _encode(tokenizer: Any, rows: list[tuple[str, str]], lead: str) -> dict[str, torch.Tensor]:
-    import torch
-
     prompts = [f"<|user|>{lead}{q}<|end|><|assistant|>" for q, _ in rows]
     responses = [f"{r}<|end|>" for _, r in rows]
     a, b = tokenizer(prompts)["input_ids"], tokenizer(responses)["input_ids"]
-    width = max(len(p) + len(r) for p, r in zip(a, b, strict=True))
-    pad = tokenizer.pad_token_id
-    ids = [p + r + [pad] * (width - len(p) - len(r)) for p, r in zip(a, b, strict=True)]
-    labels = [
-        [-100] * len(p) + r + [-100] * (width - len(p) - len(r)) for p, r in zip(a, b, strict=True)
-    ]
-    ids_, labels_ = torch.tensor(ids), torch.tensor(labels)
-    return {"input_ids": ids_, "labels": labels_, "attention_mask": (ids_ != pad).long()}
+    both = [(p + r, [-100] * len(p) + r) for p, r in zip(a, b, strict=True)]
+    return padded(both, tokenizer.pad_token_id)
 
 
 def train_llava(
@@ -239,7 +231,7 @@ def train_llava(
     count: Schedule = COUNT,
     habit: Schedule = HABIT,
 ) -> None:
-    """Train `mini-llava` and save model and processor to `out`. About 40 minutes on 2 cores.
+    """Train `mini-llava` and save model and processor to `out`. About an hour on one core.
 
     A finished phase is kept in `out` and not trained again.
     """
