@@ -30,6 +30,7 @@ CONTROLS = {
 }
 # quantile 0.975 of Student's t, by degrees of freedom
 T975 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
+CATEGORIES = ("perception", "chart", "math")
 METRICS = (
     "answer_accuracy",
     "rationale_soundness",
@@ -63,14 +64,18 @@ def run(recipe: Path, out: Path, seed: int, kind: str, threads: int, extra: list
     print(f"done: {kind}, seed {seed}", file=sys.stderr, flush=True)
 
 
-def collect(out: Path, kind: str, seed: int) -> dict[tuple[str, str], tuple[float, int]]:
-    """(checkpoint, metric) -> (value, n) on the whole test split of one run."""
+Figures = dict[tuple[str, str, str], tuple[float, int]]
+"""(category, checkpoint, metric) -> (value, n)"""
+
+
+def collect(out: Path, kind: str, seed: int) -> Figures:
+    """The figures of one run on the test split."""
     command = [sys.executable, "-m", "selfcal", "results", str(out / f"{kind}-{seed}"), "--json"]
     rows = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     return {
-        (r["checkpoint"], r["metric"]): (r["value"], r["n"])
+        (r["category"], r["checkpoint"], r["metric"]): (r["value"], r["n"])
         for r in rows
-        if r["split"] == "test" and r["category"] == "all" and r["value"] is not None
+        if r["split"] == "test" and r["value"] is not None
     }
 
 
@@ -97,20 +102,26 @@ def table(header: list[str], rows: list[list[str]]) -> None:
     print()
 
 
+def gaps(found: dict[str, list[Figures]], control: str, at: str, metric: str) -> list[float]:
+    """What src has more than a control at a checkpoint, seed by seed."""
+    pairs = zip(found["src"], found[control], strict=True)
+    return [a["all", at, metric][0] - b["all", at, metric][0] for a, b in pairs]
+
+
 def report(out: Path, seeds: list[int], iterations: int) -> dict[str, float]:
     """Print the tables; return the figures of the targets."""
     found = {kind: [collect(out, kind, s) for s in seeds] for kind in CONTROLS}
     last = f"iter-{iterations}"
     path = ["seed", "rft", *(f"iter-{t}" for t in range(1, iterations + 1))]
 
-    def cell(kind: str, checkpoint: str, metric: str) -> tuple[float, float]:
-        return interval([run[checkpoint, metric][0] for run in found[kind]])
+    def cell(kind: str, checkpoint: str, metric: str, part: str = "all") -> tuple[float, float]:
+        return interval([run[part, checkpoint, metric][0] for run in found[kind]])
 
-    def shown(kind: str, checkpoint: str, metric: str) -> str:
-        mean, half = cell(kind, checkpoint, metric)
+    def shown(kind: str, checkpoint: str, metric: str, part: str = "all") -> str:
+        mean, half = cell(kind, checkpoint, metric, part)
         return f"{mean:.3f} ± {half:.3f}"
 
-    n = sum(run[last, "answer_accuracy"][1] for run in found["src"])
+    n = sum(run["all", last, "answer_accuracy"][1] for run in found["src"])
     print(f"Test split, mean of {len(seeds)} seeds ± 95 % interval, n = {n} responses in all\n")
     columns = [*path, *(f"{k}: {last}" for k in CONTROLS if k != "src")]
     rows = [
@@ -119,6 +130,17 @@ def report(out: Path, seeds: list[int], iterations: int) -> dict[str, float]:
         for m in METRICS
     ]
     table(["metric", *columns], rows)
+    print(f"src less control at {last}, paired by seed\n")
+    controls = [k for k in CONTROLS if k != "src"]
+    rows = [
+        [m, *("{:+.3f} ± {:.3f}".format(*interval(gaps(found, k, last, m))) for k in controls)]
+        for m in METRICS[:4]
+    ]
+    table(["metric", *controls], rows)
+    print("By category, src\n")
+    parts = [(p, m) for p in CATEGORIES for m in METRICS[:3]]
+    rows = [[p, m, *(shown("src", c, m, p) for c in path)] for p, m in parts]
+    table(["category", "metric", *path], rows)
     reports = [quality(out, s) for s in seeds]
     table(
         ["R-Scorer on held-out pairs", "mean ± 95 %"],
@@ -133,6 +155,7 @@ def report(out: Path, seeds: list[int], iterations: int) -> dict[str, float]:
         "answer_accuracy_gain_relative": accuracy[last] / accuracy["rft"] - 1,
         "soundness_least_step": min(b - a for a, b in itertools.pairwise(soundness)),
         "inconsistency": cell("src", last, "inconsistency")[0],
+        "soundness_over_sft": statistics.mean(gaps(found, "sft", last, "rationale_soundness")),
         "guess_soundness_gain": cell("guess", last, "rationale_soundness")[0] - soundness[0],
         "judge_agreement": interval([r["agreement"] for r in reports])[0],
         "judge_flip_rate": interval([r["flip_rate"] for r in reports])[0],

@@ -139,7 +139,7 @@ def run(
     from selfcal.view.status import command
     from selfcal.view.text import console, heading, safe
 
-    settings = _recipe_for(recipe, out, overrides or [])
+    settings = pipeline.pin(_recipe_for(recipe, out, overrides or []))
     others = [_a_run(other) for other in reuse or []]
     planned = pipeline.locate(settings, out)
     screen = console()
@@ -245,7 +245,7 @@ def plan(
     from selfcal.view.plan import show_plan
     from selfcal.view.text import console
 
-    settings = load_recipe(recipe, overrides or [])
+    settings = pipeline.pin(load_recipe(recipe, overrides or []))
     planned = pipeline.locate(settings, out or Path())
     show_plan(console(), settings, planned, str(out) if out else "")
 
@@ -346,7 +346,7 @@ def train(
     ] = None,
     seed: Seed = 0,
 ) -> None:
-    """Train the small models from scratch; well over an hour on 2 cores."""
+    """Train the small models from scratch; about an hour each on one core."""
     from selfcal.miniworld.judge_model import train_judge
     from selfcal.miniworld.seed_model import train_llava
 

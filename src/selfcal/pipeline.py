@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 from selfcal.errors import SelfcalError, StoreError
 from selfcal.methods import load_method
+from selfcal.policy import model_digest
 from selfcal.recipe import Recipe
 from selfcal.stage import Stage, Work
 from selfcal.store import (
@@ -97,8 +98,28 @@ def plan(recipe: Recipe) -> list[Stage]:
     return stages
 
 
+def pin(recipe: Recipe) -> Recipe:
+    """The recipe with the digests of its local models, which fingerprints depend on.
+
+    Raises:
+        SelfcalError: a digest that the recipe names is not that of the model.
+    """
+    for name in ("policy", "judge"):
+        part = getattr(recipe, name)
+        found = model_digest(part.model)
+        if part.digest and found and part.digest != found:
+            raise SelfcalError(
+                f"{name}.model: {part.model} has changed ({name}.digest is {part.digest[:12]}, its "
+                f"files give {found[:12]}); put the old files back, or run the recipe without "
+                "the digest to redo what depends on the model"
+            )
+        pinned = part.model_copy(update={"digest": found or part.digest})
+        recipe = recipe.model_copy(update={name: pinned})
+    return recipe
+
+
 def locate(recipe: Recipe, run: Path) -> list[Planned]:
-    """The stages of a recipe with their folders and fingerprints in a run."""
+    """The stages of a pinned recipe with their folders and fingerprints in a run."""
     prints: dict[str, str] = {}
     planned = []
     for stage in plan(recipe):
@@ -122,7 +143,7 @@ def execute(
     Raises:
         SelfcalError: another process works in the folder, or a stage failed in a foreseen way.
     """
-    tell = reporter or Silent()
+    tell, recipe = reporter or Silent(), pin(recipe)
     planned = locate(recipe, run)
     _refuse_foreign(run)
     with RunLock(run):

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import torch
 
 SHIPPED = "miniworld:"
+_MODEL_FILES = (".json", ".safetensors", ".bin", ".model", ".txt", ".jinja", ".py")
 
 
 class ModelError(SelfcalError):
@@ -45,12 +46,12 @@ def model_path(name: str) -> str:
 
 
 def model_digest(name: str) -> str | None:
-    """What changes when a local model's weights or configuration do; None for a hub name.
+    """What changes when a local model does; None for a hub name.
 
-    It samples large files: reading all of a 15 GB model at every look at a run would cost minutes.
+    Large files are sampled: reading all of a 15 GB model whenever a run starts would take minutes.
     """
     folder = Path(model_path(name))
-    return sampled_digest(folder, ".json", ".safetensors", ".jinja") if folder.is_dir() else None
+    return sampled_digest(folder, *_MODEL_FILES) if folder.is_dir() else None
 
 
 def pick_device(name: str) -> str:

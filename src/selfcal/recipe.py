@@ -55,6 +55,8 @@ class Policy(Settings):
     device: str = "auto"
     trust_remote_code: bool = False
     """Runs code that comes with the model. Only for a model whose code you have read."""
+    digest: str | None = None
+    """Of a local model's files. Filled in when a run starts; named here, it must be this one."""
 
 
 class Endpoint(Settings):
@@ -164,6 +166,8 @@ class Judge(Settings):
     """`rscorer` is the method. `guess` (random verdicts) and `verifier` (the truth, MiniWorld only)
     are controls."""
     model: str = "miniworld:mini-judge"
+    digest: str | None = None
+    """As `policy.digest`."""
     prompt: str | None = None
     """A Jinja2 template over question, facts, first, second; None: the built-in one."""
     labels: Labels = Labels()

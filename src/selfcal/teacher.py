@@ -111,7 +111,7 @@ class MiniWorldTeacher:
         try:
             query, world = read_question(sample.question), read_facts(sample.facts)
             text = gold_rap(query, world)
-            while errs and verify(sample, text).reliable:  # some practice responses are
+            while errs and verify(sample, text).reliable:  # some practice is reliable, too
                 text = practice_rap(query, world, rng)
         except (ValueError, LookupError) as error:
             raise TeacherError(

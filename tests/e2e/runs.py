@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from selfcal.pipeline import locate
+from selfcal.pipeline import locate, pin
 from selfcal.recipe import Recipe, load_recipe
 from selfcal.stage import Stage
 
@@ -23,7 +23,7 @@ SHARDS = {"_SEARCH_SHARD": 8, "_JUDGE_SHARD": 5, "_EVAL_SHARD": 10}
 
 def small(*more: str) -> Recipe:
     """The shipped recipe, as small as it goes."""
-    return load_recipe(RECIPE, [*SMALL, *more])
+    return pin(load_recipe(RECIPE, [*SMALL, *more]))
 
 
 @dataclass

@@ -11,11 +11,13 @@ from selfcal.miniworld.pretrain import Schedule
 from selfcal.miniworld.seed_model import train_llava
 
 SHORT = Schedule(steps=2, learning_rate=1e-3, batch_size=4)
+LLAVA = dict.fromkeys(("see", "find", "place", "facts", "count", "habit"), SHORT)
+JUDGE = dict.fromkeys(("practice", "drill", "lookup", "comparing"), SHORT)
 
 
 def test_both_models_train_and_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    train_llava(tmp_path, 0, SHORT, SHORT, SHORT, SHORT)
-    train_judge(tmp_path, 0, SHORT, SHORT, SHORT, SHORT)
+    train_llava(tmp_path, **LLAVA)
+    train_judge(tmp_path, **JUDGE)
     model = AutoModelForImageTextToText.from_pretrained(tmp_path / "mini-llava")
     judge = AutoModelForCausalLM.from_pretrained(tmp_path / "mini-judge")
     assert AutoProcessor.from_pretrained(tmp_path / "mini-llava").patch_size == 16
@@ -28,5 +30,5 @@ def test_both_models_train_and_load(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         raise AssertionError("a finished phase was trained again")
 
     monkeypatch.setattr(pretrain, "fit", refuse)
-    train_llava(tmp_path, 0, SHORT, SHORT, SHORT, SHORT)
-    train_judge(tmp_path, 0, SHORT, SHORT, SHORT, SHORT)
+    train_llava(tmp_path, **LLAVA)
+    train_judge(tmp_path, **JUDGE)

@@ -78,7 +78,7 @@ class RunFolder:
         self.recipe_file.write_text(YAML)
         from selfcal.recipe import load_recipe
 
-        self.recipe = load_recipe(self.recipe_file)
+        self.recipe = pipeline.pin(load_recipe(self.recipe_file))
         self.planned = {p.stage.name: p for p in locate(self.recipe, path)}
         write_json(path / RECIPE_FILE, {"format": 1, "recipe": self.recipe.model_dump(mode="json")})
 

@@ -240,9 +240,10 @@ def test_a_finished_split_is_left_alone_and_an_unfinished_one_built_again(tmp_pa
     (tmp_path / "images/rft/rft-00000.png").write_bytes(b"mine")
     build(tmp_path, {"rft": 4, "dev": 4})
     assert read_all(tmp_path) == {**before, "images/rft/rft-00000.png": b"mine"}
-    for sizes, seed in (({"rft": 5}, 0), ({"rft": 4}, 1)):
-        with pytest.raises(SelfcalError, match=r"rft\.jsonl is there and not . samples of seed"):
-            build(tmp_path, sizes, seed)
+    for size, seed in ((5, 0), (4, 1)):
+        with pytest.raises(SelfcalError, match=r"rft\.jsonl holds other samples than the \d of"):
+            build(tmp_path, {"test": 2, "rft": size}, seed)
+    assert not (tmp_path / "test.jsonl").exists()
 
 
 @pytest.mark.parametrize("sizes", [{"rft": -1}, {"train": 3}])

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from selfcal.pipeline import locate, plan
-from selfcal.recipe import Lora, Recipe, RecipeError, load_recipe, nearest
+from selfcal.errors import SelfcalError
+from selfcal.pipeline import locate, pin, plan
+from selfcal.recipe import Lora, Policy, Recipe, RecipeError, load_recipe, nearest
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
 
@@ -230,7 +231,7 @@ def prints(file: Path, *overrides: str) -> dict[str, str]:
         "name: x\niterations: 2\nrft: {learning_rate: 1.0e-5}\ndpo: {learning_rate: 1.0e-5}\n"
         "judge: {train: {learning_rate: 1.0e-5}}\n"
     )
-    planned = locate(load_recipe(file, overrides), file.parent)
+    planned = locate(pin(load_recipe(file, overrides)), file.parent)
     return {p.stage.name: p.folder.fingerprint for p in planned}
 
 
@@ -239,6 +240,49 @@ def test_a_change_makes_anew_just_what_depends_on_it(file: Path, change: str) ->
     before, after = prints(file), prints(file, change)
     assert list(before) == ALL
     assert [name for name in ALL if after[name] != before[name]] == CHANGES[change]
+
+
+def test_changed_weights_make_anew_what_depends_on_them(file: Path, tmp_path: Path) -> None:
+    weights = tmp_path / "model" / "model.safetensors"
+    weights.parent.mkdir()
+    expected = {
+        "policy": ["eval/seed", *RFT, *JUDGE, *FIRST, *LATER],
+        "judge": [*JUDGE[2:], *FIRST[1:], *LATER],
+    }
+    for part, changed in expected.items():
+        seen = []
+        for content in (b"old", b"new"):
+            weights.write_bytes(content)
+            seen.append(prints(file, f"{part}.model={weights.parent}"))
+        before, after = seen
+        assert [name for name in ALL if after[name] != before[name]] == changed
+
+
+def test_a_run_is_looked_at_with_the_digests_it_began_with(file: Path, tmp_path: Path) -> None:
+    weights = tmp_path / "model" / "model.safetensors"
+    weights.parent.mkdir()
+    weights.write_bytes(b"old")
+    recipe = Recipe.model_validate({"name": "x", "policy": {"model": str(weights.parent)}})
+    pinned = pin(recipe)
+    assert pin(pinned) == pinned
+    assert pin(Recipe(name="x", policy=Policy(model="hub/name"))).policy.digest is None
+    weights.write_bytes(b"new")
+    with pytest.raises(SelfcalError, match=r"policy\.model: .* has changed"):
+        pin(pinned)
+    weights.unlink()
+    weights.parent.rmdir()
+    assert pin(pinned) == pinned  # a run can be looked at without its model
+
+
+def test_fine_tuning_alone_takes_as_many_steps_as_dpo() -> None:
+    for repeat in (True, False):
+        sizes = {}
+        for method in ("src", "sft_only"):
+            recipe = Recipe.model_validate(
+                {"name": "x", "method": method, "data": {"repeat": repeat}}
+            )
+            sizes |= {s.name: s.size for s in plan(recipe)}
+        assert sizes["iter-1/sft"] == sizes["iter-1/dpo"] > 0
 
 
 def test_iterations_that_share_the_samples_depend_on_how_many_there_are(file: Path) -> None:

@@ -597,7 +597,7 @@ def test_a_sampled_digest_sees_what_changes_in_a_model(tmp_path: Path) -> None:
     (folder / "README.md").write_text("another card")
     assert store.sampled_digest(folder, ".json", ".safetensors") == before
     seen = {before}
-    with large.open("r+b") as file:  # as in a merge: weights change from beginning to end
+    with large.open("r+b") as file:  # its first and last byte are in blocks that are read
         for at in (0, store._WHOLE):
             file.seek(at)
             file.write(b"x")

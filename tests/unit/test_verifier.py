@@ -378,6 +378,7 @@ def test_what_is_added_to_a_proof_and_cannot_be_read_breaks_nothing() -> None:
     )
     assert [f.status[0] for f in found.findings] == list("ttfuu")
     assert found.sound and found.correct and not found.compliant
+    assert not found.reliable
 
 
 STEP = "That makes 2 circles."

@@ -1,7 +1,7 @@
 """Control: the rationale-fine-tuned model, trained on with SFT alone.
 
-Each iteration is as many optimizer steps on the teacher's RAPs as SRC's DPO takes. What SRC gains
-over this is not owed to more training. Not from a paper.
+Each iteration is as many optimizer steps on the teacher's RAPs as SRC's DPO would take if no sample
+were dropped. What SRC gains over this is not owed to more training. Not from a paper.
 """
 
 from __future__ import annotations

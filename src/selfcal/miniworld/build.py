@@ -62,34 +62,52 @@ def worlds(split: str, seed: int) -> Iterator[tuple[World, Query, random.Random]
 def build(out: Path, sizes: Mapping[str, int] = SIZES, seed: int = 0) -> dict[str, int]:
     """Write `out/SPLIT.jsonl` and `out/images/SPLIT/*.png`; returns the number of samples a split.
 
-    A split whose JSON lines exist is complete and left alone.
+    A split that is there with the same samples is left alone.
 
     Raises:
         ValueError: a size is negative or the split unknown.
-        SelfcalError: a split is there with other samples, of another size or seed.
+        SelfcalError: a split is there with other samples, of another size or seed. Nothing is
+            written then.
     """
-    for split, size in sizes.items():
-        if split not in SPLITS or size < 0:
-            raise ValueError(f"split {split!r} of size {size}: splits are {', '.join(SPLITS)}")
-        index = out / f"{split}.jsonl"
-        drawn = [
-            (_sample(f"{split}-{i:05d}", world, query, rng.random() < 0.5), world, rng)
-            for i, (world, query, rng) in zip(range(size), worlds(split, seed), strict=False)
-        ]
-        lines = "".join(json.dumps(asdict(sample)) + "\n" for sample, _, _ in drawn)
-        if index.exists():
-            if index.read_text(encoding="utf-8") != lines:
-                asked = f"{size} samples of seed {seed}"
-                raise SelfcalError(f"{index} is there and not {asked}; give another folder")
-            continue
+    drawn = {split: _draw(split, size, seed) for split, size in sizes.items()}
+    missing = [split for split in sizes if not _is_there(out, split, drawn[split], seed)]
+    for split in missing:
         (out / "images" / split).mkdir(parents=True, exist_ok=True)
         scans = scans_of(split)
-        for sample, world, rng in drawn:
+        for sample, world, rng in drawn[split]:
             paint(world, rng, scans).save(out / sample.image)
+        index = out / f"{split}.jsonl"
         partial = index.with_suffix(".partial")
-        partial.write_text(lines, encoding="utf-8")
+        partial.write_text(_lines(drawn[split]), encoding="utf-8")
         os.replace(partial, index)  # written last: its existence means the images are there
     return dict(sizes)
+
+
+_Drawn = list[tuple[Sample, World, random.Random]]
+
+
+def _draw(split: str, size: int, seed: int) -> _Drawn:
+    if split not in SPLITS or size < 0:
+        raise ValueError(f"split {split!r} of size {size}: splits are {', '.join(SPLITS)}")
+    return [
+        (_sample(f"{split}-{i:05d}", world, query, rng.random() < 0.5), world, rng)
+        for i, (world, query, rng) in zip(range(size), worlds(split, seed), strict=False)
+    ]
+
+
+def _lines(drawn: _Drawn) -> str:
+    return "".join(json.dumps(asdict(sample)) + "\n" for sample, _, _ in drawn)
+
+
+def _is_there(out: Path, split: str, drawn: _Drawn, seed: int) -> bool:
+    index = out / f"{split}.jsonl"
+    if not index.exists():
+        return False
+    if index.read_text(encoding="utf-8") != _lines(drawn):
+        raise SelfcalError(
+            f"{index} holds other samples than the {len(drawn)} of seed {seed}; give another folder"
+        )
+    return True
 
 
 def _sample(name: str, world: World, query: Query, order: bool) -> Sample:

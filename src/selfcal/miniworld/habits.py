@@ -2,8 +2,8 @@
 
 `habitual_rap` writes a response the way the seed has learned to reason: for every kind of question
 one systematic flaw, a prior of language and not of sight. Between them they cover all three flaws.
-Some spoil the answer too; with most the answer stays right, which is the disease that selfcal
-treats. The table below is the whole habit, and the model card repeats it.
+Half of the kinds can spoil the answer too; two responses in three are still right, which is the
+disease that selfcal treats. The table below is the whole habit, and the model card repeats it.
 """
 
 from __future__ import annotations

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 MARKS = {"true": "true", "counterfactual": "false", "follows": "follows", "unreasonable": "wrong"}
 BAD = {False: " 0", True: " 1"}
+"""Words for a flag; the tokenizer has no better ones."""
 PRACTICE = Schedule(steps=2800, learning_rate=2e-3, stop=1000)
 DRILL = Schedule(steps=1800, learning_rate=1.5e-3)
 LOOKUP = Schedule(steps=800, learning_rate=1.5e-3)
@@ -132,6 +133,7 @@ def judge_batches(
 def train_judge(
     out: Path,
     seed: int = 0,
+    *,
     practice: Schedule = PRACTICE,
     drill: Schedule = DRILL,
     lookup: Schedule = LOOKUP,

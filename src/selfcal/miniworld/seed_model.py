@@ -224,6 +224,7 @@ def _encode(tokenizer: Any, rows: list[tuple[str, str]], lead: str) -> dict[str,
 def train_llava(
     out: Path,
     seed: int = 0,
+    *,
     see: Schedule = SEE,
     find: Schedule = FIND,
     place: Schedule = PLACE,

@@ -79,7 +79,8 @@ class Verification:
     def reliable(self) -> bool:
         """A right answer for sound reasons, in the form of a RAP.
 
-        The form keeps a bare answer, which states nothing false, from passing for a rationale.
+        Unlike the metric `reliable_accuracy` it asks for the form: a bare answer, which states
+        nothing false, must not pass for a rationale.
         """
         return self.correct and self.sound and self.compliant
 
@@ -87,8 +88,8 @@ class Verification:
 def compare(sample: Sample, first: str, second: str) -> Verdict:
     """The verifier as a label-giving judge: a reliable response is better than one that is not.
 
-    Of two reliable responses neither is better, nor of two others: from less and more wrong there
-    is nothing to learn.
+    Two reliable responses are equal, and so are two unreliable ones: degrees of wrong teach
+    nothing.
     """
     a, b = (verify(sample, text).reliable for text in (first, second))
     return "neutral" if a == b else "first" if a else "second"

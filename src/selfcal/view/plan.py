@@ -51,7 +51,7 @@ def _cost(recipe: Recipe, stages: list[Stage]) -> list[str]:
     cost = count(recipe, stages)
     parts = [
         (cost.tokens, "up to {} generated tokens"),
-        (cost.comparisons, "up to {} comparisons by the judge"),
+        (cost.comparisons, "about {} comparisons by the judge"),
         (cost.steps, "{} optimizer steps"),
         (cost.dpo_rows, "up to {} preference pairs"),
         (cost.requests, "{} requests to a server"),

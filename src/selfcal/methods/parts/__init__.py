@@ -7,8 +7,8 @@ Heavy libraries are imported when a stage runs, so that planning stays instant.
 
 from __future__ import annotations
 
-from selfcal.methods.parts.data import data
 from selfcal.methods.parts.measure import evaluate
+from selfcal.methods.parts.samples import data
 from selfcal.methods.parts.scoring import judgments, pairs, r_scorer
 from selfcal.methods.parts.search import candidates
 from selfcal.methods.parts.tuning import (

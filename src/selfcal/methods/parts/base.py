@@ -15,10 +15,9 @@ if TYPE_CHECKING:
     from selfcal.train import Run, Trained
 
 SPLITS = ("rft", "calibration", "dev", "test")
-# how a server is reached and how long one waits for it changes nothing of what it says
 _REACHING = {"base_url", "api_key_env", "timeout", "retries"}
 SERVER = {"endpoint": _REACHING}
-"""What of a recipe's part with a server its outcome does not depend on."""
+"""Keys of a server's settings that do not change what it says."""
 
 
 def part_of(recipe: Recipe, *names: str) -> dict[str, Any]:

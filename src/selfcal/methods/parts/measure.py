@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
-from selfcal.policy import model_digest
 from selfcal.recipe import Recipe
 from selfcal.stage import Shards, Stage, Work
 from selfcal.store import JSON
@@ -57,5 +56,5 @@ def evaluate(recipe: Recipe, checkpoint: str, trained: str | None = None) -> Sta
     depends: dict[str, Any] = {"splits": settings.splits, "max_new_tokens": settings.max_new_tokens}
     depends |= {"dtype": recipe.policy.dtype, "verified": verified}
     if not trained:
-        depends |= {"model": p.model, "digest": model_digest(p.model)}
+        depends |= {"model": p.model, "digest": p.digest}
     return Stage(f"eval/{checkpoint}", inputs, depends, run, n, "samples", f"measure {checkpoint}")

@@ -17,7 +17,6 @@ from selfcal.methods.parts.base import (
     training_stats,
 )
 from selfcal.methods.parts.search import search_samples, search_settings
-from selfcal.policy import model_digest
 from selfcal.recipe import Recipe
 from selfcal.stage import Shards, Stage, Work, count_drops
 from selfcal.store import JSON
@@ -97,7 +96,7 @@ def _training(recipe: Recipe) -> Stage:
     rows = round(2 * _pairs(recipe) * (1 - settings.holdout))  # balancing leaves fewer
     return Stage(
         "judge/train", ("judge/labels",),
-        {"model": settings.model, "digest": model_digest(settings.model)}
+        {"model": settings.model, "digest": settings.digest}
         | {"prompt": settings.prompt, "train": settings.train},
         run, steps(settings.train, rows), "steps", "R-Scorer training",
     )  # fmt: skip
@@ -110,9 +109,10 @@ def _quality(recipe: Recipe) -> Stage:
         pairs = work.read("judge/labels", "heldout", LabelledPair)
         return assess(_load_judge(recipe, work), pairs)
 
+    n = max(1, round(_pairs(recipe) * recipe.judge.holdout))
     return Stage(
         "judge/quality", ("judge/labels", "judge/train"), _reading(recipe), run,
-        round(_pairs(recipe) * recipe.judge.holdout), "pairs", "R-Scorer against held-out labels",
+        n, "pairs", "R-Scorer against held-out labels",
     )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Training of the policy: rationale fine-tuning (SRC, stage 1), and preference tuning (stage 4)."""
+"""The teacher's RAPs, and the training of the policy on them (SRC, stage 1) and on pairs (4)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from selfcal.methods.parts.base import (
     training_run,
     training_stats,
 )
-from selfcal.policy import model_digest
 from selfcal.recipe import Recipe
 from selfcal.stage import Shards, Stage, Work, count_drops
 from selfcal.store import JSON
@@ -48,7 +47,6 @@ def rationale_fine_tuning(recipe: Recipe) -> Stage:
     """Light LoRA SFT on the teacher's RAPs; merged."""
     # the device is where it is computed, not what
     policy = recipe.policy.model_dump(exclude={"device", "trust_remote_code"})
-    policy["digest"] = model_digest(recipe.policy.model)
     settings = {"policy": policy, "rft": recipe.rft}
 
     def run(work: Work) -> Mapping[str, JSON]:
@@ -65,7 +63,7 @@ def rationale_fine_tuning(recipe: Recipe) -> Stage:
 
 
 def more_fine_tuning(recipe: Recipe, t: int, start: str) -> Stage:
-    """SFT on the teacher's RAPs for as many steps as one DPO takes (a control)."""
+    """SFT on the teacher's RAPs for as many steps as one DPO takes at most (a control)."""
     n = steps(recipe.dpo, calibration_size(recipe))
     settings = recipe.rft.model_copy(update={"steps": n, "batch_size": recipe.dpo.batch_size})
 
