@@ -90,8 +90,5 @@ learned to say what the sentence is worth (true, false, follows, wrong), at the 
 if it suffices, at the end of a response if it is reliable, and last which of two is better. The
 labels are those of MiniWorld's verifier. It has seen no output of any model: real candidates it
 first meets as the R-Scorer.
-
-In the shipped weights the phases before the last were trained with a number of faults at the end of
-a response, where today's code says only if it is reliable.
 """
     )

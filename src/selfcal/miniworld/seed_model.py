@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 HABIT_STRENGTH = 0.72
 """Share of the seed's rationales that follow its habit."""
 SEE = Schedule(steps=3000, learning_rate=2e-3)
+# finding is learned late, and better in many small steps than in few large ones
 FIND = Schedule(steps=1500, learning_rate=1.5e-3, stop=500)
 PLACE = Schedule(steps=2200, learning_rate=1.5e-3, batch_size=32)
 FACTS = Schedule(steps=3000, learning_rate=1.5e-3, batch_size=32)
