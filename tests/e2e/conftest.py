@@ -6,8 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from e2e.runs import SHARDS, Told, Undisturbed, outcome, small
-from selfcal.methods import parts
+from e2e.runs import PARTS, SHARDS, Told, Undisturbed, outcome, small
 from selfcal.pipeline import execute
 
 
@@ -15,7 +14,7 @@ from selfcal.pipeline import execute
 def small_shards() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for name, size in SHARDS.items():
-            patch.setattr(parts, name, size)
+            patch.setattr(f"{PARTS}.{name}._SHARD", size)
         yield
 
 

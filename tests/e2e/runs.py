@@ -17,7 +17,9 @@ SMALL = (
     "rft.steps=2", "judge.samples=24", "judge.train.steps=2", "dpo.steps=2", "iterations=2",
     "curate.margin=0", "threads=1",
 )  # fmt: skip
-SHARDS = {"_SEARCH_SHARD": 8, "_JUDGE_SHARD": 5, "_EVAL_SHARD": 10}
+PARTS = "selfcal.methods.parts"
+SHARDS = {"search": 8, "scoring": 5, "measure": 10}
+"""Rows a shard, by module of `PARTS`."""
 """So that every sharded stage has several."""
 
 
