@@ -13,20 +13,20 @@ from selfcal.policy import SHIPPED
 from selfcal.recipe import Recipe
 from selfcal.stage import Stage
 
-# seconds on two CPU cores with the shipped models, per row, comparison or path
+# seconds on two CPU cores with the shipped models, per row, comparison or path, as measured
 _SECONDS = {
-    "data": 0.003,
-    "teacher": 0.0005,
-    "rft": 0.015,
-    "sft": 0.015,
-    "candidates": 0.006,
-    "labels": 0.002,
-    "train": 0.012,
-    "quality": 0.004,
-    "judgments": 0.002,
-    "pairs": 0.0005,
-    "dpo": 0.05,
-    "eval": 0.01,
+    "data": 0.0013,
+    "teacher": 0.0002,
+    "rft": 0.005,
+    "sft": 0.005,
+    "candidates": 0.0023,
+    "labels": 0.0005,
+    "train": 0.0038,
+    "quality": 0.001,
+    "judgments": 0.0005,
+    "pairs": 0.0001,
+    "dpo": 0.012,
+    "eval": 0.0025,
 }
 _LOADING = 1.5
 """Seconds that a stage with a model takes before its first item."""
