@@ -17,16 +17,15 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from selfcal.errors import SelfcalError, StoreError
+from selfcal.lock import LOCK_FILES, RunLock
 from selfcal.methods import load_method
 from selfcal.policy import model_digest
 from selfcal.recipe import Recipe
 from selfcal.stage import Stage, Work
 from selfcal.store import (
     JSON,
-    LOCK_FILES,
     MANIFEST,
     PARTIAL,
-    RunLock,
     StageDir,
     fingerprint,
     read_json,

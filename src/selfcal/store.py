@@ -3,8 +3,7 @@
 Every file is written under a temporary name (`.NAME.*.partial`), synced and renamed, so a name
 that can be read is a file that was finished; what a killed writer leaves keeps its `.partial`
 ending and is never read. Records are Parquet files (see `parquet`), and a stage keeps them as
-shards in a `StageDir`; its manifest is written last, so its existence means the stage is done. A
-`RunLock` keeps a second process out of the run.
+shards in a `StageDir`; its manifest is written last, so its existence means the stage is done.
 """
 
 from __future__ import annotations
@@ -17,15 +16,12 @@ import os
 import re
 import secrets
 import shutil
-import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
-
-from filelock import FileLock, Timeout
 
 from selfcal import parquet
 from selfcal.errors import StoreError
@@ -56,7 +52,7 @@ def write_bytes(path: Path, data: bytes) -> None:
             at `path` before is still there.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}{PARTIAL}")
-    with _explained("write", path):
+    with explained("write", path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with temporary.open("xb") as file:
@@ -91,7 +87,7 @@ def read_json(path: Path) -> Any:
     Raises:
         StoreError: It is missing, not readable, or no JSON.
     """
-    with _explained("read", path):
+    with explained("read", path):
         data = path.read_bytes()
     try:
         return json.loads(data)
@@ -112,7 +108,7 @@ def _sync(path: Path) -> None:
 
 
 @contextmanager
-def _explained(doing: str, path: Path) -> Iterator[None]:
+def explained(doing: str, path: Path) -> Iterator[None]:
     """Turn an OSError into a StoreError that names the path, the reason and the way out."""
     try:
         yield
@@ -145,7 +141,7 @@ def read_records(path: Path, kind: type[T]) -> list[T]:
         StoreError: The file is missing, damaged, or holds records of another kind.
         TypeError: `kind` has a field of a type that has no column.
     """
-    with _explained("read", path):
+    with explained("read", path):
         data = path.read_bytes()
     try:
         return parquet.decode(data, kind)
@@ -182,7 +178,7 @@ def file_digest(path: Path) -> str:
     Raises:
         StoreError: It is missing or not readable.
     """
-    with _explained("read", path), path.open("rb") as file:
+    with explained("read", path), path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -215,7 +211,7 @@ def sampled_digest(folder: Path, *suffixes: str) -> str:
     for name in _files(folder):
         if name.endswith(suffixes):
             path = folder / name
-            with _explained("read", path):
+            with explained("read", path):
                 size = path.stat().st_size
                 read = file_digest(path) if size <= _WHOLE else _block_digest(path, size)
             files.append([name, size, read])
@@ -238,7 +234,7 @@ def _files(folder: Path) -> list[str]:
         raise error  # os.walk would pass over what it can't list
 
     found = []
-    with _explained("read", folder):
+    with explained("read", folder):
         for root, _, names in os.walk(folder, onerror=fail, followlinks=True):
             found += [Path(root, name) for name in names if not name.endswith(PARTIAL)]
     return sorted(path.relative_to(folder).as_posix() for path in found)
@@ -270,7 +266,7 @@ class StageDir:
         Raises:
             StoreError: The system refused.
         """
-        with _explained("prepare", self.path):
+        with explained("prepare", self.path):
             self.path.mkdir(parents=True, exist_ok=True)
             if (other := self._other_work()) is not None:
                 aside = self.path.with_name(f"{self.path.name}.old-{other}")
@@ -336,7 +332,7 @@ class StageDir:
             ValueError: A number in `stats` is NaN or infinite.
         """
         names = [name for name in _files(self.path) if name not in (MARKER, MANIFEST)]
-        with _explained("sync", self.path):
+        with explained("sync", self.path):
             for name in names:
                 _sync(self.path / name)  # other writers' files, such as an adapter's, may not be
         manifest: dict[str, JSON] = {
@@ -381,73 +377,3 @@ def _fingerprint_in(path: Path) -> str:
         return str(read_json(path)["fingerprint"])
     except (StoreError, LookupError, TypeError):
         return ""
-
-
-LOCK, HOLDER = ".lock", ".lock-holder"
-LOCK_FILES = (LOCK, HOLDER)
-
-
-def lock_holder(run: Path) -> str:
-    """The process that works on a run, in words; empty if there is none.
-
-    The holder's note is removed with the lock, and stays behind where a process was killed: only
-    then is the lock tried, so that looking never gets in the way of a run that starts.
-    """
-    if not (run / HOLDER).exists() or not (run / LOCK).exists():
-        return ""
-    try:
-        with FileLock(run / LOCK, timeout=0):
-            return ""
-    except Timeout:
-        return _holder_in(run)
-    except OSError:  # a folder that we may only read
-        return "perhaps one; the lock cannot be tried from here"
-
-
-def _holder_in(run: Path) -> str:
-    try:
-        holder = read_json(run / HOLDER)
-        return f"process {holder['pid']} on {holder['host']}"
-    except (StoreError, LookupError, TypeError):
-        return "another process"  # it has the lock, and is about to write its name
-
-
-class RunLock:
-    """Keeps other processes out of a run, for as long as the `with` block lasts.
-
-    The operating system holds the lock (`.lock`), so it goes with a process that dies. Who holds
-    it stands beside it in `.lock-holder`, for the message only.
-    """
-
-    def __init__(self, run: Path) -> None:
-        """Name the folder of the run; nothing is locked yet."""
-        self._run, self._holder = run, run / HOLDER
-        self._lock = FileLock(run / LOCK, thread_local=False)
-
-    def __enter__(self) -> RunLock:
-        """Take the lock.
-
-        Raises:
-            StoreError: Another process works on this run, or the system refused.
-        """
-        with _explained("lock", self._run):
-            self._run.mkdir(parents=True, exist_ok=True)
-            try:
-                self._lock.acquire(timeout=0)
-            except Timeout as error:  # an OSError, too
-                raise StoreError(
-                    f"{self._run} is in use by {_holder_in(self._run)}: wait until it is done, or "
-                    "end it and its workers, then run the same command again: it resumes"
-                ) from error
-        try:
-            write_json(self._holder, {"pid": os.getpid(), "host": socket.gethostname()})
-        except BaseException:
-            self.__exit__()
-            raise
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Give the lock back."""
-        with suppress(OSError):  # first, as after the release it may be the next holder's
-            self._holder.unlink(missing_ok=True)
-        self._lock.release()

@@ -20,10 +20,11 @@ from typer.testing import CliRunner, Result
 
 from selfcal import __version__, cli, pipeline
 from selfcal.errors import SelfcalError
+from selfcal.lock import RunLock
 from selfcal.pipeline import RECIPE_FILE, Planned, locate
 from selfcal.recipe import Recipe
 from selfcal.stage import Stage, Work
-from selfcal.store import RunLock, write_json
+from selfcal.store import write_json
 from selfcal.types import (
     Candidate,
     Drop,

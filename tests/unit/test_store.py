@@ -20,7 +20,8 @@ import pytest
 
 from selfcal import store, types
 from selfcal.errors import SelfcalError, StoreError
-from selfcal.store import RunLock, StageDir, fingerprint, read_records, write_records
+from selfcal.lock import RunLock
+from selfcal.store import StageDir, fingerprint, read_records, write_records
 
 DROPS = [types.Drop(f"s{i}", "search", "too-long", "ä\n\x00") for i in range(3)]
 RECORDS: list[Any] = [
@@ -530,7 +531,7 @@ def test_a_full_disk_at_the_manifest_leaves_the_stage_unfinished(
 HOLD = """
 import sys, time
 from pathlib import Path
-from selfcal.store import RunLock
+from selfcal.lock import RunLock
 with RunLock(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)

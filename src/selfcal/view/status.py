@@ -11,8 +11,9 @@ from rich.console import Console
 from rich.text import Text
 
 from selfcal.errors import StoreError
+from selfcal.lock import lock_holder
 from selfcal.pipeline import Planned, locate, open_run
-from selfcal.store import MARKER, PARTIAL, StageDir, lock_holder, read_json
+from selfcal.store import MARKER, PARTIAL, StageDir, read_json
 from selfcal.view.plan import title
 from selfcal.view.text import amount, duration, heading, key_figures, safe, table
 
