@@ -1,4 +1,4 @@
-"""Judges that are no method: one guesses, one knows. They bound what the loop can gain."""
+"""Judges that are no method: one guesses, one knows. They show what the loop owes to its judge."""
 
 from __future__ import annotations
 
