@@ -4,9 +4,9 @@
 
 For every seed it runs the recipe as it is (`src`), and with the same rationale-fine-tuned policy
 three controls: a judge that guesses (`guess`), SFT alone for as many steps (`sft`), and MiniWorld's
-verifier as the judge (`verifier`, meant as the upper bound). Runs are resumed where they were left; stages
-that runs share are done once. Prints a Markdown table with means over seeds and 95 % intervals
-(Student's t), and as its last line one JSON object with the figures and the targets.
+verifier as the judge (`verifier`, meant as the upper bound). Runs are resumed where they were left;
+stages that runs share are done once. Prints a Markdown table with means over seeds and 95 %
+intervals (Student's t), and as its last line one JSON object with the figures and the targets.
 """
 
 from __future__ import annotations
