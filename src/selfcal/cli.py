@@ -130,6 +130,9 @@ def run(
         list[Path] | None,
         typer.Option("--reuse", metavar="RUN", help="Take over equal stages from this run."),
     ] = None,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Write and show where the time of each stage went.")
+    ] = False,
 ) -> None:
     """Run a recipe, or go on with it where it was left."""
     from selfcal import pipeline
@@ -149,13 +152,18 @@ def run(
     again: list[object] = ["run", *([recipe] if recipe else []), "--out", out]
     again += [word for text in overrides or [] for word in ("--set", text)]
     again += [word for other in others for word in ("--reuse", other)]
+    again += ["--profile"] if profile else []
     with (
         quiet(settings),
         progress(screen, settings, planned) as tell,
         _stoppable(safe(command(*again)), tell.close),
     ):
-        pipeline.execute(settings, out, tell, others)
+        pipeline.execute(settings, out, tell, others, profile)
     _show_end(out)
+    if profile:
+        from selfcal.view.profile import show_profile
+
+        show_profile(screen, out)
 
 
 def _recipe_for(recipe: Path | None, out: Path, overrides: Sequence[str]) -> Recipe:

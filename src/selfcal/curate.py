@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from selfcal.types import Candidate, Drop, Judgment, PreferencePair
@@ -136,17 +136,46 @@ _DIGITS = 9
 """Scores and gaps count to so many decimals, so that no rounding error makes or breaks a tie."""
 
 
+def decide(
+    scores: Mapping[int, float], logprobs: Mapping[int, float], margin: float, tie: float = 0.0
+) -> tuple[int, int] | None:
+    """Best and worst candidate, or None without a gap or below the margin.
+
+    Scores up to `tie` from the best (the worst) count as equal to it, and equal ones go to the
+    candidate that the model finds likelier, then to the lower index, so that the result does not
+    depend on order. A gap of at most `2 * tie` is none, so that nobody is both best and worst.
+    """
+    if len(scores) < 2:
+        return None
+    rounded, gap = _gap(scores)
+    if gap <= round(2 * tie, _DIGITS) or gap < margin:
+        return None
+    high, low = max(rounded.values()), min(rounded.values())
+    best = [i for i, s in rounded.items() if round(high - s, _DIGITS) <= tie]
+    worst = [i for i, s in rounded.items() if round(s - low, _DIGITS) <= tie]
+    return _likeliest(best, logprobs), _likeliest(worst, logprobs)
+
+
+def _gap(scores: Mapping[int, float]) -> tuple[Scores, float]:
+    rounded = {i: round(s, _DIGITS) for i, s in scores.items()}
+    return rounded, round(max(rounded.values()) - min(rounded.values()), _DIGITS)
+
+
+def _likeliest(indices: Iterable[int], logprobs: Mapping[int, float]) -> int:
+    return min(indices, key=lambda i: (-logprobs[i], i))
+
+
 def curate(
     candidates: Sequence[Candidate],
     judgments: Sequence[Judgment],
     aggregate: Aggregator = confidence,
     margin: float = 0.0,
+    tie: float = 0.0,
 ) -> tuple[list[PreferencePair], list[Drop]]:
     """One preference pair a sample, or the named reason why there is none.
 
-    Reasons: `one-candidate`, `unscored` (no comparison could be read), `no-gap` (all scores equal),
-    `below-margin`. Ties for best or worst go to the candidate that the model finds likelier, so
-    that the result does not depend on order.
+    Reasons: `one-candidate`, `unscored` (no comparison could be read), `no-gap` (all scores equal,
+    up to ties), `below-margin`. Who is best and worst, `decide` says.
     """
     texts: dict[str, dict[int, Candidate]] = defaultdict(dict)
     for c in candidates:
@@ -157,7 +186,8 @@ def curate(
     pairs: list[PreferencePair] = []
     drops: list[Drop] = []
     for sample_id, own in texts.items():
-        outcome = _curate_one(sample_id, own, aggregate(merge_orders(asked[sample_id])), margin)
+        scores = aggregate(merge_orders(asked[sample_id]))
+        outcome = _curate_one(sample_id, own, scores, margin, tie)
         if isinstance(outcome, Drop):
             drops.append(outcome)
         else:
@@ -166,20 +196,19 @@ def curate(
 
 
 def _curate_one(
-    sample_id: str, own: dict[int, Candidate], scores: Scores, margin: float
+    sample_id: str, own: dict[int, Candidate], scores: Scores, margin: float, tie: float
 ) -> PreferencePair | Drop:
     if len(own) < 2:
         return Drop(sample_id, "pairs", "one-candidate")
     if len(scores) < 2:
         return Drop(sample_id, "pairs", "unscored")
-    scores = {i: round(s, _DIGITS) for i, s in scores.items()}
-    best = min(scores, key=lambda i: (-scores[i], -own[i].logprob, i))
-    worst = min(scores, key=lambda i: (scores[i], -own[i].logprob, i))
-    gap = round(scores[best] - scores[worst], _DIGITS)
-    if gap <= 0:
-        return Drop(sample_id, "pairs", "no-gap")
-    if gap < margin:
+    found = decide(scores, {i: c.logprob for i, c in own.items()}, margin, tie)
+    rounded, gap = _gap(scores)
+    if found is None:
+        if gap <= round(2 * tie, _DIGITS):
+            return Drop(sample_id, "pairs", "no-gap")
         return Drop(sample_id, "pairs", "below-margin", f"{gap:.3f} < {margin:.3f}")
+    best, worst = found
     return PreferencePair(
-        sample_id, own[best].text, own[worst].text, best, worst, scores[best], scores[worst]
+        sample_id, own[best].text, own[worst].text, best, worst, rounded[best], rounded[worst]
     )

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from selfcal import clock
 from selfcal.errors import SelfcalError, StoreError
 from selfcal.lock import LOCK_FILES, RunLock
 from selfcal.methods import load_method
@@ -34,7 +35,8 @@ from selfcal.store import (
 from selfcal.types import Result
 
 RECIPE_FILE = "recipe.json"
-FORMAT = 2
+PROFILE_FILE = "profile.json"
+FORMAT = 3
 """Version of what stages write; part of every fingerprint."""
 
 
@@ -129,7 +131,11 @@ def locate(recipe: Recipe, run: Path) -> list[Planned]:
 
 
 def execute(
-    recipe: Recipe, run: Path, reporter: Reporter | None = None, reuse: Sequence[Path] = ()
+    recipe: Recipe,
+    run: Path,
+    reporter: Reporter | None = None,
+    reuse: Sequence[Path] = (),
+    profile: bool = False,
 ) -> None:
     """Run a recipe, or go on with it.
 
@@ -138,11 +144,13 @@ def execute(
         run: the folder of the run; made if missing.
         reporter: who is told.
         reuse: other runs, whose finished stages with the same fingerprint are linked, not redone.
+        profile: whether to write where the time of each stage went (`PROFILE_FILE`).
 
     Raises:
         SelfcalError: another process works in the folder, or a stage failed in a foreseen way.
     """
     tell, recipe = reporter or Silent(), pin(recipe)
+    clock.exact = profile
     planned = locate(recipe, run)
     _refuse_foreign(run)
     with RunLock(run):
@@ -155,7 +163,19 @@ def execute(
                 tell.skips(p.stage, reused=True)
             else:
                 tell.begins(p.stage, number, len(planned))
-                _perform(recipe, run, p, folders, tell)
+                seconds = _perform(recipe, run, p, folders, tell)
+                if profile:
+                    _note_profile(run, p, seconds)
+
+
+def _note_profile(run: Path, p: Planned, seconds: float) -> None:
+    """Add a stage to the run's profile; a stage that was resumed counts what this process did."""
+    path = run / PROFILE_FILE
+    known = read_json(path) if path.exists() else {}
+    parts = {name: round(s, 3) for name, s in sorted(clock.take().items())}
+    parts["other"] = round(max(0.0, seconds - sum(parts.values())), 3)
+    known[p.stage.name] = {"seconds": round(seconds, 3), "parts": parts}
+    write_json(path, known)
 
 
 def _refuse_foreign(run: Path) -> None:
@@ -169,7 +189,9 @@ def _refuse_foreign(run: Path) -> None:
 
 def _perform(
     recipe: Recipe, run: Path, p: Planned, folders: Mapping[str, StageDir], tell: Reporter
-) -> None:
+) -> float:
+    """Do a stage's work; gives the seconds it took."""
+    clock.take()
     p.folder.open()
     inputs = {name: folders[name] for name in p.stage.inputs}
     work = Work(run, p.stage, p.folder, inputs, recipe.seed, tell.moves)
@@ -179,6 +201,7 @@ def _perform(
     seconds = time.monotonic() - began
     p.folder.finish(stats, round(seconds, 2))
     tell.ends(p.stage, stats, seconds)
+    return seconds
 
 
 def _seed_libraries(seed: int, threads: int | None) -> None:

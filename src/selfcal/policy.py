@@ -13,6 +13,7 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from selfcal.clock import spent
 from selfcal.data import load_image
 from selfcal.errors import SelfcalError
 from selfcal.store import sampled_digest
@@ -20,6 +21,7 @@ from selfcal.types import Sample
 
 if TYPE_CHECKING:
     import torch
+    from PIL import Image
 
 SHIPPED = "miniworld:"
 _MODEL_FILES = (".json", ".safetensors", ".bin", ".model", ".txt", ".jinja", ".py")
@@ -64,6 +66,21 @@ def pick_device(name: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
+class Prompt:
+    """What a model is asked: an image and the text up to where the response begins."""
+
+    image: Image.Image
+    text: str
+    tokens: int
+    """Of the text alone: with the image's size it says how long the prompt will be."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height of the image, in pixels."""
+        return self.image.size
+
+
+@dataclass(frozen=True, slots=True)
 class Policy:
     """A loaded model, ready for inference."""
 
@@ -89,17 +106,35 @@ class Policy:
         ids = {self.tokenizer.eos_token_id, *(eos if isinstance(eos, list) else [eos])}
         return frozenset(int(i) for i in ids if i is not None)
 
+    def prompt(self, sample: Sample) -> Prompt:
+        """What the model is asked for a sample.
+
+        Raises:
+            ImageError: its image cannot be read.
+        """
+        text = prompt_text(self.processor, sample.question)
+        tokens = len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        return Prompt(load_image(Path(sample.image)), text, tokens)
+
     def encode(self, samples: Sequence[Sample]) -> dict[str, torch.Tensor]:
-        """Prompts and images of samples as one left-padded batch on the policy's device."""
+        """Samples as one left-padded batch on the policy's device."""
+        return self.place(self.encode_prompts([self.prompt(s) for s in samples]))
+
+    def encode_prompts(self, prompts: Sequence[Prompt]) -> dict[str, torch.Tensor]:
+        """Prompts as one left-padded batch, on the CPU."""
         batch = self.processor(
-            images=[load_image(Path(s.image)) for s in samples],
-            text=[prompt_text(self.processor, s.question) for s in samples],
+            images=[p.image for p in prompts],
+            text=[p.text for p in prompts],
             padding=True,
             padding_side="left",
             return_tensors="pt",
             add_special_tokens=False,  # the chat template has written them
         )
-        moved = batch.to(self.device)
+        return dict(batch)
+
+    def place(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """A batch on the policy's device, images in its number format."""
+        moved = {k: v.to(self.device) for k, v in batch.items()}
         return {k: v.to(self.model.dtype) if v.is_floating_point() else v for k, v in moved.items()}
 
     def respond(self, samples: Sequence[Sample], max_new_tokens: int) -> list[str]:
@@ -141,10 +176,11 @@ def load_policy(
     path = model_path(name)
     where = pick_device(device)
     try:
-        processor = AutoProcessor.from_pretrained(path, trust_remote_code=trust_remote_code)
-        model = AutoModelForImageTextToText.from_pretrained(
-            path, dtype=dtype, trust_remote_code=trust_remote_code
-        )
+        with spent("disk"):
+            processor = AutoProcessor.from_pretrained(path, trust_remote_code=trust_remote_code)
+            model = AutoModelForImageTextToText.from_pretrained(
+                path, dtype=dtype, trust_remote_code=trust_remote_code
+            )
     except (OSError, ValueError, KeyError) as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ModelError(

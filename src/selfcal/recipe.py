@@ -142,14 +142,22 @@ class Search(Settings):
     """Distinct responses wanted a sample."""
     branch: Positive = 2
     """Continuations sampled for each candidate wanted, at every sentence."""
-    keep: Literal["stochastic", "likelihood"] = "stochastic"
-    """Which paths go on: sampled without replacement by path probability, or the most likely."""
-    temperature: Annotated[float, Field(gt=0)] = 1.0
+    keep: Literal["stochastic", "likelihood", "top_bottom", "diverse"] = "stochastic"
+    """Which paths go on: sampled without replacement by path probability, the most likely ones, the
+    most and the least likely ones (CSR), or likely ones that differ in content."""
+    temperature: Annotated[float, Field(ge=0)] = 1.0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    top_k: Positive | None = None
+    repetition_penalty: Annotated[float, Field(gt=0)] = 1.0
+    """Of tokens that stand in prompt or response, as in transformers."""
     max_sentences: Positive = 12
     sentence_tokens: Positive = 80
-    batch_rows: Positive = 384
-    """Rows decoded at once; bounds memory."""
+    batch_rows: Positive = 192
+    """Rows decoded at once, at most."""
+    cache_gib: Annotated[float, Field(gt=0)] | None = None
+    """Memory for keys and values; None: a share of what is free. Fewer rows if they do not fit."""
+    prompt_tokens: Positive = 8192
+    """Text tokens of prompts that are read at once, at most."""
 
 
 class Labels(Settings):
@@ -177,7 +185,11 @@ class Judge(Settings):
     holdout: Annotated[float, Field(gt=0, lt=1)] = 0.2
     """Share of those samples kept for the quality report."""
     train: JudgeTraining = JudgeTraining()
+    schedule: Literal["full", "adaptive"] = "full"
+    """Which comparisons are asked: all ordered pairs, or those on which best and worst still hang.
+    `adaptive` wants a judge about as steady as MiniWorld's, and `curate.tie` above 0."""
     batch_size: Positive = 64
+    """Comparisons a forward pass, at most."""
     min_mass: Share = 0.1
     """A comparison whose verdict words together have less probability than this is unscored."""
 
@@ -188,6 +200,8 @@ class Curate(Settings):
     aggregator: Literal["confidence", "expected", "bradley_terry", "majority"] = "confidence"
     margin: Annotated[float, Field(ge=0)] = 0.0
     """Least score gap of a pair."""
+    tie: Share = 0.0
+    """Scores so near to the best (the worst) count as equal to it; the likelier candidate wins."""
 
 
 class Evaluate(Settings):

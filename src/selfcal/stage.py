@@ -2,15 +2,15 @@
 
 A method is a list of `Stage`s. A stage names the stages it reads, the settings its outcome depends
 on, and a function that does the work through a `Work`: the only door to files that it has. Records
-are read and written by name and kind; long stages go through `map`, which writes one shard after
-the other, so that a killed run loses at most the shard in work.
+are read and written by name and kind; long stages go through `map` or `stream`, which write one
+shard after the other, so that a killed run loses at most the shards in work.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -71,6 +71,10 @@ class Work:
         """Records of an input stage."""
         return self.inputs[stage].read(name, kind)
 
+    def records(self, stage: str, name: str, kind: type[T]) -> Iterator[T]:
+        """Records of an input stage, one shard in memory at a time."""
+        return self.inputs[stage].records(name, kind)
+
     def samples(self, stage: str, name: str) -> list[Sample]:
         """Samples of an input stage, their image paths resolved against the run."""
         return [replace(s, image=str(self.run / s.image)) for s in self.read(stage, name, Sample)]
@@ -92,16 +96,46 @@ class Work:
         self, items: Sequence[Item], size: int, work: Callable[[Sequence[Item]], Shards]
     ) -> None:
         """Do the work shard by shard, leaving out shards that are already there."""
-        names = self.out / "shards"
         for i, at in enumerate(range(0, max(1, len(items)), size)):
-            mark = names / f"{i:05d}"
-            if not mark.exists():
-                for name, (kind, records) in work(items[at : at + size]).items():
-                    self.folder.write_shard(name, i, records, kind)
-                # written last: its existence means that all records of the shard are there
-                names.mkdir(exist_ok=True)
-                mark.touch()
+            if not self._mark(i).exists():
+                self._write(i, work(items[at : at + size]))
             self.progress(min(at + size, len(items)), len(items))
+
+    def stream(
+        self,
+        items: Sequence[Item],
+        size: int,
+        work: Callable[[Iterator[Item]], Iterator[Shards]],
+    ) -> None:
+        """As `map`, for work that takes items as it needs them, without a pause between shards.
+
+        `work` gets the items of all shards that are not there yet and gives one `Shards` an item,
+        all of the same names, in the items' order.
+        """
+        starts = range(0, max(1, len(items)), size)
+        left = [i for i in range(len(starts)) if not self._mark(i).exists()]
+        sizes = {i: len(items[starts[i] : starts[i] + size]) for i in left}
+        done = len(items) - sum(sizes.values())
+        self.progress(done, len(items))
+        made = work(item for i in left for item in items[starts[i] : starts[i] + size])
+        for i in left:
+            rows: dict[str, tuple[type[Any], list[Any]]] = {}
+            for _ in range(sizes[i]):
+                for name, (kind, records) in next(made).items():
+                    rows.setdefault(name, (kind, []))[1].extend(records)
+                done += 1
+                self.progress(done, len(items))
+            self._write(i, rows)
+
+    def _mark(self, i: int) -> Path:
+        return self.out / "shards" / f"{i:05d}"
+
+    def _write(self, i: int, shards: Shards) -> None:
+        for name, (kind, records) in shards.items():
+            self.folder.write_shard(name, i, records, kind)
+        # written last: its existence means that all records of the shard are there
+        self._mark(i).parent.mkdir(exist_ok=True)
+        self._mark(i).touch()
 
 
 def count_drops(drops: Iterable[Drop]) -> dict[str, JSON]:

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from selfcal import parquet
+from selfcal.clock import spent
 from selfcal.errors import StoreError
 
 if TYPE_CHECKING:
@@ -127,11 +128,12 @@ def write_records(path: Path, records: Sequence[T], kind: type[T]) -> None:
         TypeError: `kind` has a field of a type that has no column, a record is of another kind,
             or a value does not fit its field.
     """
-    try:
-        data = parquet.encode(records, kind)
-    except TypeError as error:
-        raise TypeError(f"cannot write {path}: {error}") from error
-    write_bytes(path, data)
+    with spent("disk"):
+        try:
+            data = parquet.encode(records, kind)
+        except TypeError as error:
+            raise TypeError(f"cannot write {path}: {error}") from error
+        write_bytes(path, data)
 
 
 def read_records(path: Path, kind: type[T]) -> list[T]:
@@ -141,10 +143,11 @@ def read_records(path: Path, kind: type[T]) -> list[T]:
         StoreError: The file is missing, damaged, or holds records of another kind.
         TypeError: `kind` has a field of a type that has no column.
     """
-    with explained("read", path):
-        data = path.read_bytes()
     try:
-        return parquet.decode(data, kind)
+        with spent("disk"):
+            with explained("read", path):
+                data = path.read_bytes()
+            return parquet.decode(data, kind)
     except ValueError as error:
         raise StoreError(f"{path} {error}: if it is the right file, {_REMAKE}") from error
 
@@ -313,6 +316,10 @@ class StageDir:
             StoreError: There is none, one is missing in between or against the manifest, or one
                 is damaged or of another kind.
         """
+        return list(self.records(name, kind))
+
+    def records(self, name: str, kind: type[T]) -> Iterator[T]:
+        """Read as `read` does, with its errors, but with one shard in memory at a time."""
         manifest = (self.path / MANIFEST).exists()
         files = self.manifest()["files"] if manifest else _files(self.path)
         pattern = re.compile(rf"{re.escape(name)}-\d{{5,}}\.parquet")
@@ -322,7 +329,8 @@ class StageDir:
                 f"{self.path} has no shard of {name!r}: run the stage before it is read"
             )
         # Of n shards, the last is n - 1: a gap shows as a file that can't be read.
-        return [row for i in range(count) for row in read_records(self.shard(name, i), kind)]
+        for i in range(count):
+            yield from read_records(self.shard(name, i), kind)
 
     def finish(self, stats: Mapping[str, JSON], seconds: float) -> None:
         """Write the manifest: the stage is done, after `seconds` of work.

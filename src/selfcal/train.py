@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from selfcal.clock import spent
 from selfcal.errors import SelfcalError
 from selfcal.judge.scorer import PromptWriter
 from selfcal.policy import Policy, load_policy, model_path, pick_device, prompt_text, user_turn
@@ -278,7 +279,8 @@ def _finish(trainer: Any, processor: Any, run: Run, rows: int, drops: Sequence[D
 
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(_watch(run))
-    outcome = trainer.train(resume_from_checkpoint=_last_checkpoint(run.out / "trl"))
+    with spent("training"):
+        outcome = trainer.train(resume_from_checkpoint=_last_checkpoint(run.out / "trl"))
     model = trainer.accelerator.unwrap_model(trainer.model)
     if not all(p.isfinite().all() for p in model.parameters()):
         raise _diverged(run, "the weights became NaN or infinite")

@@ -89,6 +89,8 @@ class SearchNode:
     text: str
     logprob: float
     tokens: int
+    draws: int
+    """How many draws ended as this sentence; equal ones are merged."""
     kept: bool
     """Whether the beam kept it."""
     candidate: int

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import pyarrow.parquet as pq
 
 from selfcal.pipeline import locate, pin
 from selfcal.recipe import Recipe, load_recipe
@@ -51,20 +54,47 @@ class Told:
         (self.reused if reused else self.skipped).append(stage.name)
 
 
+class Near(float):
+    """A number that equals another one up to the rounding of a model's arithmetic.
+
+    A resumed search has other samples side by side in a batch.
+    """
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, float):
+            return False
+        if math.isnan(self) or math.isnan(other):  # a share of nothing
+            return math.isnan(self) and math.isnan(other)
+        return math.isclose(self, other, abs_tol=2e-4)
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def near(value: Any) -> Any:
+    """The same value with `Near` in place of its floats."""
+    if isinstance(value, float):
+        return Near(value)
+    if isinstance(value, dict):
+        return {k: near(v) for k, v in value.items()}
+    return [near(v) for v in value] if isinstance(value, list | tuple) else value
+
+
 def outcome(recipe: Recipe, run: Path) -> dict[str, dict[str, Any]]:
-    """What a finished run holds: digests of all files, and the figures, stage by stage."""
+    """What a finished run holds: records, digests of other files, and the figures, by stage."""
     found = {}
     for p in locate(recipe, run):
         assert p.folder.done, p.stage.name
         assert p.folder.verify() == [], p.stage.name
         manifest = p.folder.manifest()
-        digests = {
-            name: entry["sha256"]
+        files = {
+            name: near(pq.read_table(p.folder.path / name).to_pylist())
+            if name.endswith(".parquet")
+            else entry["sha256"]
             for name, entry in manifest["files"].items()
             # PEFT writes the path of its base there, and sets in any order
             if name not in ("adapter/README.md", "adapter/adapter_config.json")
         }
-        found[p.stage.name] = {"files": digests, "stats": manifest["stats"]}
+        found[p.stage.name] = {"files": files, "stats": near(manifest["stats"])}
     return found
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
+from selfcal.policy import Policy, load_policy
 from selfcal.testing import tiny_judge, tiny_policy, tiny_samples
 from selfcal.types import Sample
 
@@ -26,3 +29,25 @@ def samples(tmp_path_factory: pytest.TempPathFactory) -> list[Sample]:
     found = tiny_samples(Path(tmp_path_factory.mktemp("data")), 12)
     assert len({len(s.question) for s in found}) > 3
     return found
+
+
+SPOKEN = [".", " The", " red", " bar", " is", " 3", "5", "\n", "Answer", ":", " 7"]
+
+
+@pytest.fixture(scope="session")
+def talkative(policy_folder: str) -> Policy:
+    """A model of random weights that likes to say sentences."""
+    loaded = load_policy(policy_folder, device="cpu")
+    loaded.model.lm_head.register_forward_hook(talk(loaded))
+    return loaded
+
+
+def talk(policy: Policy) -> Callable[..., torch.Tensor]:
+    """A hook that makes what stands in `SPOKEN`, and the end, likely."""
+    bias = torch.zeros(len(policy.tokenizer))
+    for token in SPOKEN:
+        bias[policy.tokenizer(token, add_special_tokens=False)["input_ids"][-1]] = 4.0
+    bias[policy.tokenizer.convert_tokens_to_ids("<image>")] = -1e9
+    for stop in policy.stop_ids:
+        bias[stop] = 3.0
+    return lambda module, args, out: out + bias.to(out)

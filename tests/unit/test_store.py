@@ -30,7 +30,7 @@ RECORDS: list[Any] = [
     types.WrittenRap("a", "Rationale: …\nAnswer: 日本"),
     types.Candidate("a", 3, "x y", ("x", " y"), (-0.1, -1e-300), (1, 2), False),
     types.Candidate("a", 4, "", (), (), (), True),
-    types.SearchNode("a", 7, -1, "x", -math.inf, 3, True, -1),
+    types.SearchNode("a", 7, -1, "x", -math.inf, 3, 2, True, -1),
     types.Judgment("a", 0, 1, "first", 0.7, 0.2, 0.1),
     types.Judgment("a", 1, 0, None, 0.0, 0.0, 0.0),
     types.PreferencePair("a", "good", "bad", 0, 1, 2.5, -1.0),

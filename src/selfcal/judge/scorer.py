@@ -2,22 +2,24 @@
 
 A comparison is one forward pass: the prompt ends where the verdict would begin, and the three
 verdict words' probabilities are read off its last position (SRC, stage 3). Nothing is generated and
-nothing has to be parsed. The judge sees question, visual facts and the two responses, no pixels.
+nothing has to be parsed; what prompts begin with in common is computed once (`sharing`). The judge
+sees question, visual facts and the two responses, no pixels.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import permutations
 from typing import TYPE_CHECKING, Any, Protocol, get_args
 
+from selfcal.clock import spent
 from selfcal.policy import ModelError, model_path, pick_device
 from selfcal.types import Candidate, Judgment, Sample, Verdict
 
 if TYPE_CHECKING:
-    import torch
+    from selfcal.judge.sharing import Work
 
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 
@@ -141,6 +143,8 @@ class RScorer:
         """
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
+        from selfcal.judge.sharing import Forward
+
         self._device = pick_device(device)
         try:
             self._tokenizer: Any = AutoTokenizer.from_pretrained(model_path(path))
@@ -151,51 +155,72 @@ class RScorer:
                 f"judge {path}: cannot be loaded as a causal language model ({first})"
             ) from error
         self._model: Any = model.to(self._device).eval()
-        self._tokenizer.padding_side = "left"
         if self._tokenizer.pad_token_id is None:
             self._tokenizer.pad_token = self._tokenizer.eos_token
         self._words = verdict_ids(self._tokenizer)
         self._writer = PromptWriter(prompt)
-        self._batch_size = batch_size
         self._min_mass = min_mass
         self._limit = int(getattr(self._model.config, "max_position_embeddings", 2**30))
+        self._forward = Forward(self._model, self._tokenizer.pad_token_id, self._device, batch_size)
+
+    @property
+    def work(self) -> Work:
+        """What it computed so far."""
+        return self._forward.work
 
     def judge(self, comparisons: Sequence[Comparison]) -> list[Judgment]:
         """Compare; a prompt longer than the model's context is unscored."""
-        prompts = [self._prompt(c) for c in comparisons]
-        lengths = [len(p) for p in prompts]
-        out: list[Judgment | None] = [None] * len(prompts)
-        # by length, so that a batch carries little padding
-        order = sorted(range(len(prompts)), key=lambda i: lengths[i])
-        for at in _chunks([i for i in order if lengths[i] <= self._limit], self._batch_size):
-            for i, p in zip(at, self._probabilities([prompts[i] for i in at]), strict=True):
-                out[i] = judgment(comparisons[i], p)
-        return [g or judgment(c, None) for g, c in zip(out, comparisons, strict=True)]
+        with spent("tokenizer"):
+            prompts = self._prompts(comparisons)
+        asked = [i for i, p in enumerate(prompts) if len(p) <= self._limit]
+        out = [judgment(c, None) for c in comparisons]
+        for i, p in self._probabilities(
+            [prompts[i] for i in asked],
+            [(comparisons[i].sample.id, comparisons[i].first.index) for i in asked],
+        ):
+            out[asked[i]] = judgment(comparisons[asked[i]], p)
+        return out
 
-    def _prompt(self, comparison: Comparison) -> list[int]:
-        c = comparison
-        text = self._writer.write(c.sample.question, c.sample.facts, c.first.text, c.second.text)
-        turn = [{"role": "user", "content": text}]
-        rendered = self._tokenizer.apply_chat_template(
-            turn, tokenize=False, add_generation_prompt=True
-        )
-        return list(self._tokenizer(rendered, add_special_tokens=False)["input_ids"])
-
-    def _probabilities(self, prompts: list[list[int]]) -> Iterable[list[float] | None]:
-        import torch
-
-        batch = self._tokenizer.pad({"input_ids": prompts}, return_tensors="pt").to(self._device)
-        with torch.inference_mode():
-            logits: torch.Tensor = self._model(**batch, logits_to_keep=1).logits[:, -1].float()
-        everything = torch.softmax(logits, dim=-1)[:, self._words]
-        mass = everything.sum(dim=-1)
-        shares = torch.softmax(logits[:, self._words], dim=-1)
+    def _prompts(self, comparisons: Sequence[Comparison]) -> list[list[int]]:
+        if not comparisons:
+            return []
+        texts = [
+            self._writer.write(c.sample.question, c.sample.facts, c.first.text, c.second.text)
+            for c in comparisons
+        ]
+        rendered = [
+            self._tokenizer.apply_chat_template(
+                [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True
+            )
+            for text in texts
+        ]
         return [
-            p if m >= self._min_mass else None
-            for p, m in zip(shares.tolist(), mass.tolist(), strict=True)
+            list(ids) for ids in self._tokenizer(rendered, add_special_tokens=False)["input_ids"]
         ]
 
+    def _probabilities(
+        self, prompts: list[list[int]], groups: list[tuple[str, int]]
+    ) -> Iterator[tuple[int, list[float] | None]]:
+        """Number of each prompt, and its verdict probabilities; None: too little mass."""
+        import torch
 
-def _chunks(items: list[int], size: int) -> Iterator[list[int]]:
-    for i in range(0, len(items), size):
-        yield items[i : i + size]
+        from selfcal.judge.sharing import Piece, tree
+
+        if not prompts:
+            return
+        roots = tree(prompts, groups)
+        if self._short_sighted(max(map(len, prompts))):
+            roots = [Piece(ids, prompt=i) for i, ids in enumerate(prompts)]
+        for numbers, logits in self._forward.logits(roots):
+            everything = torch.softmax(logits, dim=-1)[:, self._words]
+            mass = everything.sum(dim=-1)
+            shares = torch.softmax(logits[:, self._words], dim=-1)
+            for i, p, m in zip(numbers, shares.tolist(), mass.tolist(), strict=True):
+                yield i, p if m >= self._min_mass else None
+
+    def _short_sighted(self, longest: int) -> bool:
+        """Whether padding between pieces could push tokens out of a sliding window."""
+        config = self._model.config.get_text_config()
+        window = int(getattr(config, "sliding_window", None) or 0)
+        types = getattr(config, "layer_types", None) or []
+        return "sliding_attention" in types and 2 * longest > window

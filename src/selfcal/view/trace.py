@@ -19,6 +19,7 @@ from rich.text import Text
 
 from selfcal.curate import AGGREGATORS, merge_orders
 from selfcal.errors import SelfcalError, StoreError
+from selfcal.methods.parts.scoring import unasked
 from selfcal.miniworld.verifier import Verification, verify
 from selfcal.pipeline import Planned, locate, open_run
 from selfcal.recipe import Recipe
@@ -183,7 +184,8 @@ def _show_search(out: Console, chain: _Chain, where: str) -> None:
         out.print(_indent(_reason(drop)))
     judgments = chain.own(f"{where}/judgments", "judgments", Judgment)
     pairs = chain.own(f"{where}/pairs", "pairs", PreferencePair)
-    scores = AGGREGATORS[chain.recipe.curate.aggregator](merge_orders(judgments))
+    seen = [*judgments, *unasked(chain.recipe, found, judgments)]
+    scores = AGGREGATORS[chain.recipe.curate.aggregator](merge_orders(seen))
     for candidate in sorted(found, key=lambda c: c.index):
         _show_candidate(out, chain, candidate, scores, pairs)
     if judgments:

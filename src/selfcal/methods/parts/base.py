@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from selfcal.recipe import Recipe, Settings, Training
 from selfcal.stage import Work, count_drops
 from selfcal.store import JSON
-from selfcal.types import Candidate, Drop, Sample
+from selfcal.types import Candidate, Drop, Judgment, Sample
 
 if TYPE_CHECKING:
     from selfcal.train import Run, Trained
@@ -43,6 +44,44 @@ def by_sample(found: Sequence[Candidate]) -> dict[str, list[Candidate]]:
     for c in found:
         own[c.sample_id].append(c)
     return own
+
+
+class InOrder:
+    """Candidates of samples, part by part, when both come in the same order.
+
+    So that not all candidates of a run are in memory at once.
+    """
+
+    def __init__(self, samples: Sequence[Sample], found: Iterable[Candidate]) -> None:
+        """`found` has candidates of these samples alone, and of all of them."""
+        self._place = {s.id: i for i, s in enumerate(samples)}
+        self._groups = groupby(found, key=lambda c: c.sample_id)
+
+    def of(self, part: Sequence[Sample]) -> list[list[Candidate]]:
+        """Of samples that follow those of the last call; others in between are passed over."""
+        own: list[list[Candidate]] = []
+        while len(own) < len(part):
+            sample_id, candidates = next(self._groups)
+            if self._place[sample_id] >= self._place[part[0].id]:
+                own.append(list(candidates))
+        return own
+
+
+class Following:
+    """Records by sample, where samples are asked for in the records' order; some have none."""
+
+    def __init__(self, judgments: Iterable[Judgment]) -> None:
+        """Read from the first one."""
+        self._groups = groupby(judgments, key=lambda g: g.sample_id)
+        self._next = next(self._groups, None)
+
+    def of(self, sample_id: str) -> list[Judgment]:
+        """This sample's."""
+        if self._next is None or self._next[0] != sample_id:
+            return []
+        own = list(self._next[1])
+        self._next = next(self._groups, None)
+        return own
 
 
 def steps(settings: Training, rows: int) -> int:

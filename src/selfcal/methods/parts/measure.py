@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import cache
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from selfcal.recipe import Recipe
@@ -25,22 +25,28 @@ def evaluate(recipe: Recipe, checkpoint: str, trained: str | None = None) -> Sta
     def run(work: Work) -> Mapping[str, JSON]:
         from selfcal.evaluate import grade, grade_answer, measure
         from selfcal.policy import load_policy
+        from selfcal.search import Limits, respond
 
-        path = work.checkpoint(trained) if trained else p.model
-        policy = cache(lambda: load_policy(path, p.dtype, p.device, p.trust_remote_code))
         grading: Callable[[Sample, str], Response] = grade if verified else grade_answer
 
-        def respond(part: Sequence[tuple[str, Sample]]) -> Shards:
-            made: dict[str, list[Response]] = {s: [] for s in settings.splits}
-            for i in range(0, len(part), settings.batch_size):
-                rows = part[i : i + settings.batch_size]
-                texts = policy().respond([s for _, s in rows], settings.max_new_tokens)
-                for (split, sample), text in zip(rows, texts, strict=True):
-                    made[split].append(grading(sample, text))
-            return {split: (Response, rows) for split, rows in made.items()}
+        def answer(left: Iterator[tuple[str, Sample]]) -> Iterator[Shards]:
+            path = work.checkpoint(trained) if trained else p.model
+            policy = load_policy(path, p.dtype, p.device, p.trust_remote_code)
+            asked: deque[tuple[str, Sample]] = deque()  # filled by the engine's reading thread
+
+            def feed() -> Iterator[Sample]:
+                for split, sample in left:
+                    asked.append((split, sample))
+                    yield sample
+
+            may = Limits(settings.batch_size)
+            for text in respond(policy, feed(), settings.max_new_tokens, may):
+                split, sample = asked.popleft()
+                own = [grading(sample, text)]
+                yield {s: (Response, own if s == split else []) for s in settings.splits}
 
         items = [(split, s) for split in settings.splits for s in work.samples("data", split)]
-        work.map(items, _SHARD, respond)
+        work.stream(items, _SHARD, answer)
         results = [
             r
             for split in settings.splits

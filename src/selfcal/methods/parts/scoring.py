@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cache
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
-from selfcal.curate import AGGREGATORS, curate
+from selfcal.curate import AGGREGATORS, curate, merge_orders
 from selfcal.methods.parts.base import (
     SERVER,
+    Following,
+    InOrder,
     by_sample,
     calibration_size,
     part_of,
@@ -23,9 +27,10 @@ from selfcal.store import JSON
 from selfcal.types import Candidate, Drop, Judgment, LabelledPair, PreferencePair, Sample
 
 if TYPE_CHECKING:
+    from selfcal.adaptive import Schedule
     from selfcal.judge.scorer import Judge
 
-_SHARD = 32
+_SHARD = 64
 
 
 def r_scorer(recipe: Recipe) -> list[Stage]:
@@ -125,33 +130,63 @@ def _reading(recipe: Recipe) -> dict[str, Any]:
 
 
 def judgments(recipe: Recipe, t: int) -> Stage:
-    """All pairs of candidates in both orders."""
+    """Pairs of candidates in both orders: all of them, or those that can still matter."""
     settings = recipe.judge
+    adaptive = settings.schedule == "adaptive"
     inputs: tuple[str, ...] = ("data", f"iter-{t}/candidates")
     if settings.kind == "rscorer":
         inputs += ("judge/train",)
 
     def run(work: Work) -> Mapping[str, JSON]:
-        from selfcal.judge.scorer import all_comparisons
-
-        own = by_sample(work.read(f"iter-{t}/candidates", "candidates", Candidate))
-        samples = [s for s in work.samples("data", "calibration") if s.id in own]
+        ids = {c.sample_id for c in work.records(f"iter-{t}/candidates", "candidates", Candidate)}
+        samples = [s for s in work.samples("data", "calibration") if s.id in ids]
+        found = InOrder(samples, work.records(f"iter-{t}/candidates", "candidates", Candidate))
         judge = cache(lambda: _load_judge(recipe, work))
 
         def score(part: Sequence[Sample]) -> Shards:
-            asked = [c for s in part for c in all_comparisons(s, own[s.id])]
-            return {"judgments": (Judgment, judge().judge(asked))}
+            asks = [(s, own) for s, own in zip(part, found.of(part), strict=True)]
+            return {"judgments": (Judgment, _ask(recipe, judge(), asks))}
 
         work.map(samples, _SHARD, score)
-        made = work.folder.read("judgments", Judgment)
-        return {"judgments": len(made), "unscored": sum(g.verdict is None for g in made)}
+        return _judgment_figures(work, f"iter-{t}/candidates")
 
     n = calibration_size(recipe)
+    depends = {"kind": settings.kind} | _reading(recipe)
+    if adaptive:
+        depends |= {"schedule": "adaptive"} | part_of(recipe, "curate")
     return Stage(
-        f"iter-{t}/judgments", inputs,
-        {"kind": settings.kind} | _reading(recipe),
-        run, n, "samples", "pairwise scoring",
+        f"iter-{t}/judgments", inputs, depends, run, n, "samples", "pairwise scoring"
     )  # fmt: skip
+
+
+def _ask(
+    recipe: Recipe, judge: Judge, asks: Sequence[tuple[Sample, list[Candidate]]]
+) -> list[Judgment]:
+    from selfcal.adaptive import compare
+    from selfcal.judge.scorer import all_comparisons
+
+    if recipe.judge.schedule == "full":
+        return judge.judge([c for sample, own in asks for c in all_comparisons(sample, own)])
+    return compare(judge, asks, schedule(recipe))
+
+
+def schedule(recipe: Recipe) -> Schedule:
+    """The adaptive schedule under a recipe's rule of curation."""
+    from selfcal.adaptive import Schedule
+
+    aggregate, rule = AGGREGATORS[recipe.curate.aggregator], recipe.curate
+    return Schedule(lambda g: aggregate(merge_orders(g)), rule.margin, rule.tie)
+
+
+def _judgment_figures(work: Work, searched: str) -> dict[str, JSON]:
+    asked = unscored = 0
+    for g in work.folder.records("judgments", Judgment):
+        asked += 1
+        unscored += g.verdict is None
+    sizes = Counter(c.sample_id for c in work.records(searched, "candidates", Candidate))
+    every = sum(n * (n - 1) for n in sizes.values())
+    share = round(asked / max(1, every), 4)
+    return {"judgments": asked, "unscored": unscored, "share_of_all": share}
 
 
 def _load_judge(recipe: Recipe, work: Work) -> Judge:
@@ -172,16 +207,36 @@ def _load_judge(recipe: Recipe, work: Work) -> Judge:
     )  # fmt: skip
 
 
+def curate_sample(
+    recipe: Recipe, own: Sequence[Candidate], asked: Sequence[Judgment]
+) -> tuple[list[PreferencePair], list[Drop]]:
+    """The preference pair of one sample, or why there is none."""
+    judged = [*asked, *unasked(recipe, own, asked)]
+    rule = recipe.curate
+    return curate(own, judged, AGGREGATORS[rule.aggregator], rule.margin, rule.tie)
+
+
+def unasked(recipe: Recipe, own: Sequence[Candidate], asked: Sequence[Judgment]) -> list[Judgment]:
+    """What the comparisons that were not asked would most plausibly have said."""
+    if recipe.judge.schedule == "full":
+        return []
+    from selfcal.adaptive import imputed
+
+    return imputed(own, asked)
+
+
 def pairs(recipe: Recipe, t: int) -> Stage:
     """Aggregate the judgments into one preference pair a sample."""
 
     def run(work: Work) -> Mapping[str, JSON]:
-        made, drops = curate(
-            work.read(f"iter-{t}/candidates", "candidates", Candidate),
-            work.read(f"iter-{t}/judgments", "judgments", Judgment),
-            AGGREGATORS[recipe.curate.aggregator],
-            recipe.curate.margin,
-        )
+        made: list[PreferencePair] = []
+        drops: list[Drop] = []
+        judged = Following(work.records(f"iter-{t}/judgments", "judgments", Judgment))
+        found = work.records(f"iter-{t}/candidates", "candidates", Candidate)
+        for sample_id, own in groupby(found, key=lambda c: c.sample_id):
+            pair, dropped = curate_sample(recipe, list(own), judged.of(sample_id))
+            made += pair
+            drops += dropped
         work.write("pairs", made, PreferencePair)
         work.write("drops", drops, Drop)
         margin = sum(p.margin for p in made) / max(1, len(made))
@@ -190,4 +245,5 @@ def pairs(recipe: Recipe, t: int) -> Stage:
     n = calibration_size(recipe)
     inputs = (f"iter-{t}/candidates", f"iter-{t}/judgments")
     about = "confidence-weighted curation"
-    return Stage(f"iter-{t}/pairs", inputs, part_of(recipe, "curate"), run, n, "samples", about)
+    depends = part_of(recipe, "curate") | {"schedule": recipe.judge.schedule}
+    return Stage(f"iter-{t}/pairs", inputs, depends, run, n, "samples", about)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from functools import cache
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from selfcal.methods.parts.base import calibration_samples, calibration_size
@@ -13,6 +13,8 @@ from selfcal.store import JSON
 from selfcal.types import Candidate, Drop, Sample, SearchNode
 
 _SHARD = 64
+_SPEED = {"batch_rows", "cache_gib", "prompt_tokens"}
+"""Settings that change speed and memory, not the outcome."""
 
 
 def candidates(recipe: Recipe, t: int, start: str) -> Stage:
@@ -31,8 +33,7 @@ def candidates(recipe: Recipe, t: int, start: str) -> Stage:
 
 def search_settings(recipe: Recipe) -> dict[str, Any]:
     """What the outcome of a search depends on."""
-    # how many rows are decoded at once changes speed and memory, not the outcome
-    search = recipe.search.model_dump(exclude={"batch_rows"})
+    search = recipe.search.model_dump(exclude=_SPEED)
     return {"search": search, "dtype": recipe.policy.dtype}
 
 
@@ -41,38 +42,39 @@ def search_samples(
 ) -> Mapping[str, JSON]:
     """Search for candidates of samples with the policy of stage `start`, and write them."""
     from selfcal.policy import load_policy
-    from selfcal.search import SearchLimits, search
+    from selfcal.search import Limits, Sampling, SearchLimits, search
 
-    limits = SearchLimits(**recipe.search.model_dump(exclude={"batch_rows"}))
-    at_once = max(1, recipe.search.batch_rows // (limits.candidates * limits.branch))
+    s, p = recipe.search, recipe.policy
+    sampling = Sampling(s.temperature, s.top_p, s.top_k, s.repetition_penalty)
+    limits = SearchLimits(
+        s.candidates, s.branch, s.keep, s.max_sentences, s.sentence_tokens, sampling
+    )
+    given = s.cache_gib
+    may = Limits(s.batch_rows, None if given is None else int(given * 2**30), s.prompt_tokens)
 
-    @cache
-    def policy() -> Any:
-        p = recipe.policy
-        return load_policy(work.checkpoint(start), p.dtype, p.device, p.trust_remote_code)
+    def find(left: Iterator[Sample]) -> Iterator[Shards]:
+        policy = load_policy(work.checkpoint(start), p.dtype, p.device, p.trust_remote_code)
+        for found in search(policy, left, limits, work.rng_key(), may):
+            yield {
+                "nodes": (SearchNode, found.nodes),
+                "drops": (Drop, found.drops),
+                "candidates": (Candidate, found.candidates),
+            }
 
-    def find(part: Sequence[Sample]) -> Shards:
-        found: list[Candidate] = []
-        nodes: list[SearchNode] = []
-        drops: list[Drop] = []
-        for i in range(0, len(part), at_once):
-            responses, tree, left_out = search(
-                policy(), part[i : i + at_once], limits, work.rng_key()
-            )
-            found += responses
-            nodes += tree
-            drops += left_out
-        return {
-            "nodes": (SearchNode, nodes),
-            "drops": (Drop, drops),
-            "candidates": (Candidate, found),
-        }
+    work.stream(samples, _SHARD, find)
+    return _figures(work, len(samples))
 
-    work.map(samples, _SHARD, find)
-    found = work.folder.read("candidates", Candidate)
+
+def _figures(work: Work, samples: int) -> dict[str, JSON]:
+    count = Counter[str]()
+    for c in work.folder.records("candidates", Candidate):
+        count["candidates"] += 1
+        count["tokens"] += sum(c.token_counts)
+    merged = sum(n.draws - 1 for n in work.folder.records("nodes", SearchNode))
     return {
-        "candidates": len(found),
-        "per_sample": round(len(found) / max(1, len(samples)), 3),
-        "tokens": sum(sum(c.token_counts) for c in found),
-        "drops": count_drops(work.folder.read("drops", Drop)),
+        "candidates": count["candidates"],
+        "per_sample": round(count["candidates"] / max(1, samples), 3),
+        "tokens": count["tokens"],
+        "merged": merged,
+        "drops": count_drops(work.folder.records("drops", Drop)),
     }

@@ -1,0 +1,253 @@
+"""Forward passes over many prompts that begin alike: what they share is computed once.
+
+Prompts come in as a tree of token pieces: instructions, then a sample's question and facts, then
+its first response, then each opponent. A piece is one row of a batch; its keys and values are
+gathered for all pieces that follow it. Out come the logits after each prompt's last token. Batches
+hold pieces of like length, so that little is padding.
+
+A batch of pieces is laid out as [what came before, with its padding][padding][piece]: the mask
+knows what is padding, positions count tokens alone, and the last column is every row's last token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+from selfcal.clock import spent
+from selfcal.memory import is_out_of_memory, release
+from selfcal.policy import ModelError
+
+if TYPE_CHECKING:
+    import torch
+
+_PADDING = 0.06
+"""Share of a batch's tokens that may be padding before it is closed."""
+_FEW = 8
+"""Rows that a batch may have whatever the padding: smaller ones are not worth a pass."""
+
+
+@dataclass(slots=True)
+class Piece:
+    """Some tokens of prompts, and the pieces that follow them."""
+
+    tokens: list[int]
+    after: list[Piece] = field(default_factory=list)
+    prompt: int = -1
+    """Number of the prompt that ends here, or -1."""
+    row: int = 0
+    """In the batch of the piece before it."""
+
+
+@dataclass(slots=True)
+class Work:
+    """What was computed, in tokens."""
+
+    needed: int = 0
+    forwarded: int = 0
+    """With padding."""
+    prompts: int = 0
+
+
+@dataclass(slots=True)
+class _States:
+    """Keys and values of a batch's rows up to the end of their pieces."""
+
+    keys: list[torch.Tensor]
+    """A layer each, [rows, heads, columns, width]."""
+    values: list[torch.Tensor]
+    mask: torch.Tensor
+    """[rows, columns]"""
+    lengths: torch.Tensor
+    """Tokens of each row, [rows]."""
+
+
+class _Layer(CacheLayerMixin):
+    """The states of what came before, gathered when the layer asks for them, and its own."""
+
+    is_sliding = False
+
+    def __init__(self, before: _States, rows: torch.Tensor, layer: int, keep: bool) -> None:
+        super().__init__()
+        self._before, self._rows, self._layer, self._keep = before, rows, layer, keep
+        self.is_initialized = True
+
+    def lazy_initialization(self, key_states: Any, value_states: Any) -> None:
+        """Nothing to prepare."""
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Join what came before with the piece."""
+        import torch
+
+        keys, values = self._before.keys[self._layer], self._before.values[self._layer]
+        both = (
+            torch.cat([keys.index_select(0, self._rows), key_states], dim=2),
+            torch.cat([values.index_select(0, self._rows), value_states], dim=2),
+        )
+        if self._keep:
+            self.keys, self.values = both
+        return both
+
+    def get_seq_length(self) -> int:
+        """Columns of what came before."""
+        return int(self._before.mask.shape[1])
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """All columns, from the first one."""
+        return self.get_seq_length() + query_length, 0
+
+    def get_max_length(self) -> int:
+        """No limit of its own."""
+        return -1
+
+
+class Forward:
+    """Passes of one causal language model."""
+
+    def __init__(self, model: Any, pad_id: int, device: str, rows: int) -> None:
+        """At most `rows` rows a pass."""
+        self.work = Work()
+        self.rows = rows
+        self._model, self._pad, self._device = model, pad_id, device
+
+    def logits(self, roots: Sequence[Piece]) -> Iterator[tuple[list[int], torch.Tensor]]:
+        """Numbers of prompts, and the logits after their last tokens, [prompts, vocabulary]."""
+        yield from self._descend(roots, None)
+
+    def _descend(
+        self, pieces: Sequence[Piece], before: _States | None
+    ) -> Iterator[tuple[list[int], torch.Tensor]]:
+        for batch in _batches(pieces, self.rows):
+            try:
+                states, logits = self._pass(batch, before)
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                self._back_off(len(batch), error)
+                yield from self._descend(batch, before)
+                continue
+            ends = [row for row, piece in enumerate(batch) if piece.prompt >= 0]
+            if ends:
+                self.work.prompts += len(ends)
+                yield [batch[row].prompt for row in ends], logits[ends]
+            following = [piece for first in batch for piece in first.after]
+            if following:
+                for row, first in enumerate(batch):
+                    for piece in first.after:
+                        piece.row = row
+                yield from self._descend(following, states)
+
+    def _back_off(self, rows: int, error: Exception) -> None:
+        if rows == 1:
+            raise ModelError(
+                "the judge runs out of memory with a single comparison "
+                f"({str(error).splitlines()[0]}): give a smaller judge.model or more memory"
+            ) from error
+        release()
+        self.rows = max(1, rows // 2)
+
+    def _pass(
+        self, batch: Sequence[Piece], before: _States | None
+    ) -> tuple[_States | None, torch.Tensor]:
+        import torch
+        from transformers import DynamicCache
+
+        keep = any(piece.after for piece in batch)
+        width = max(len(piece.tokens) for piece in batch)
+        pads = [width - len(piece.tokens) for piece in batch]
+        ids = torch.tensor(
+            [[self._pad] * p + piece.tokens for p, piece in zip(pads, batch, strict=True)],
+            device=self._device,
+        )
+        starts = torch.tensor(pads, device=self._device)
+        columns = torch.arange(width, device=self._device)
+        mask = columns >= starts[:, None]
+        positions = (columns - starts[:, None]).clamp(min=0)
+        lengths = width - starts
+        cache: Cache = DynamicCache()
+        if before is not None:
+            rows = torch.tensor([piece.row for piece in batch], device=self._device)
+            layers = range(len(before.keys))
+            cache = Cache(layers=[_Layer(before, rows, i, keep) for i in layers])
+            mask = torch.cat([before.mask[rows], mask], dim=1)
+            positions = positions + before.lengths[rows, None]
+            lengths = lengths + before.lengths[rows]
+        with spent("model"), torch.inference_mode():
+            out = self._model(
+                input_ids=ids, attention_mask=mask.long(), position_ids=positions,
+                past_key_values=cache, use_cache=True, logits_to_keep=1,
+            )  # fmt: skip
+        self.work.needed += sum(len(piece.tokens) for piece in batch)
+        self.work.forwarded += ids.numel()
+        states = None
+        if keep:
+            states = _States(
+                [layer.keys for layer in cache.layers], [layer.values for layer in cache.layers],
+                mask, lengths,
+            )  # fmt: skip
+        return states, out.logits[:, -1].float()
+
+
+def _batches(pieces: Sequence[Piece], rows: int) -> Iterator[list[Piece]]:
+    """Batches of like length, of at most so many rows."""
+    batch: list[Piece] = []
+    tokens = 0
+    for piece in sorted(pieces, key=lambda p: len(p.tokens)):
+        size = len(piece.tokens)  # the longest so far
+        padded = size * (len(batch) + 1)
+        waste = padded > (tokens + size) * (1 + _PADDING) and len(batch) >= _FEW
+        if batch and (waste or len(batch) >= rows):
+            yield batch
+            batch, tokens = [], 0
+        batch.append(piece)
+        tokens += size
+    if batch:
+        yield batch
+
+
+def tree(prompts: Sequence[Sequence[int]], groups: Sequence[tuple[object, object]]) -> list[Piece]:
+    """Prompts as a tree of pieces.
+
+    Args:
+        prompts: token ids.
+        groups: for each prompt its (sample, first response): prompts that agree in the first, or in
+            both, are looked at for tokens that they begin with in common.
+
+    Returns:
+        The roots: one, unless nothing is common to all.
+    """
+    numbers = list(range(len(prompts)))
+    return _split(prompts, numbers, 0, [lambda i: groups[i][0], lambda i: groups[i], lambda i: i])
+
+
+def _split(
+    prompts: Sequence[Sequence[int]], numbers: list[int], start: int, keys: list[Any]
+) -> list[Piece]:
+    """Pieces of some prompts from token `start` on, all of which are alike up to there."""
+    if not keys:
+        return [Piece(list(prompts[i][start:]), prompt=i) for i in numbers]
+    common = _common([prompts[i] for i in numbers], start)
+    by: dict[object, list[int]] = {}
+    for i in numbers:
+        by.setdefault(keys[0](i), []).append(i)
+    below = [p for own in by.values() for p in _split(prompts, own, common, keys[1:])]
+    if common == start:
+        return below
+    return [Piece(list(prompts[numbers[0]][start:common]), below)]
+
+
+def _common(prompts: Sequence[Sequence[int]], start: int) -> int:
+    """Up to where prompts are alike; each keeps at least its last token."""
+    end = min(len(p) for p in prompts) - 1
+    first = prompts[0]
+    for other in prompts[1:]:
+        at = start
+        while at < end and first[at] == other[at]:
+            at += 1
+        end = min(end, at)
+    return max(start, end)

@@ -1,0 +1,49 @@
+"""How much memory is free, and whether an error says that there is none left."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+_SHARE_GPU = 0.8
+"""The rest is for activations."""
+_SHARE_CPU = 0.5
+"""Others use the memory, too."""
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+def free_bytes(device: str) -> int:
+    """Bytes that a cache on this device may take, by what is free now."""
+    import torch
+
+    if torch.device(device).type == "cuda":
+        return int(_SHARE_GPU * torch.cuda.mem_get_info(device)[0])
+    import psutil
+
+    return int(_SHARE_CPU * min(psutil.virtual_memory().available, _container_bytes()))
+
+
+def _container_bytes() -> int:
+    """What a container's limit leaves, which the machine's own figures do not show."""
+    try:
+        limit = (_CGROUP / "memory.max").read_text().strip()
+        used = int((_CGROUP / "memory.current").read_text())
+        return 2**62 if limit == "max" else max(0, int(limit) - used)
+    except (OSError, ValueError):
+        return 2**62
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, on a GPU or on the CPU."""
+    import torch
+
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+
+
+def release() -> None:
+    """Give freed GPU memory back, so that larger blocks can be had."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

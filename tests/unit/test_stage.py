@@ -1,0 +1,149 @@
+"""`Work.map` and `Work.stream`: shards of the right size, each made once, whatever fails."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from selfcal.stage import Shards, Stage, Work
+from selfcal.store import StageDir, read_records
+from selfcal.types import Drop
+
+ITEMS = list("abcdefgh")
+
+
+def drop(item: str) -> Drop:
+    return Drop(item, "stage", "reason")
+
+
+def even(items: Iterator[str]) -> Iterator[Shards]:
+    """One record for each item, and a second one for every vowel."""
+    for item in items:
+        yield {"drops": (Drop, [drop(item)]), "vowels": (Drop, [drop(item)] * (item in "aeiou"))}
+
+
+@pytest.fixture
+def told() -> list[tuple[int, int]]:
+    return []
+
+
+@pytest.fixture
+def work(tmp_path: Path, told: list[tuple[int, int]]) -> Work:
+    folder = StageDir(tmp_path / "stage", "fingerprint")
+    folder.open()
+    stage = Stage("stage", (), None, lambda work: {}, len(ITEMS), "items", "")
+    return Work(tmp_path, stage, folder, {}, 0, lambda *at: told.append(at))
+
+
+def shards(work: Work, name: str = "drops") -> list[str]:
+    """The items of every shard, in a string each; of those that are there."""
+    marks = sorted(p.name for p in (work.out / "shards").glob("*"))
+    return ["".join(d.sample_id for d in read(work, name, int(mark))) for mark in marks]
+
+
+def read(work: Work, name: str, i: int) -> Sequence[Drop]:
+    return read_records(work.folder.shard(name, i), Drop)
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [(3, ["abc", "def", "gh"]), (4, ["abcd", "efgh"]), (8, ["abcdefgh"]), (9, ["abcdefgh"])],
+)
+def test_shards_have_the_size_asked_for(work: Work, size: int, expected: list[str]) -> None:
+    work.stream(ITEMS, size, even)
+    assert shards(work) == expected
+    assert "".join(shards(work, "vowels")) == "ae"
+
+
+def test_progress_is_told_item_by_item(work: Work, told: list[tuple[int, int]]) -> None:
+    work.stream(ITEMS, 3, even)
+    assert told == [(i, 8) for i in range(9)]
+
+
+def test_without_items_there_is_one_empty_shard(work: Work) -> None:
+    work.stream([], 3, even)
+    assert [p.name for p in (work.out / "shards").iterdir()] == ["00000"]
+
+
+def test_a_stream_gives_the_same_shards_as_a_map(work: Work, tmp_path: Path) -> None:
+    work.stream(ITEMS, 3, even)
+    streamed = {p.name: p.read_bytes() for p in work.out.glob("*.parquet")}
+    other = StageDir(tmp_path / "other", "fingerprint")
+    other.open()
+    Work(tmp_path, work.stage, other, {}, 0).map(
+        ITEMS,
+        3,
+        lambda part: {
+            "drops": (Drop, [drop(i) for i in part]),
+            "vowels": (Drop, [drop(i) for i in part if i in "aeiou"]),
+        },
+    )
+    assert {p.name: p.read_bytes() for p in other.path.glob("*.parquet")} == streamed
+
+
+class Failing(Exception):
+    pass
+
+
+def failing_at(bad: str, seen: list[str]) -> Callable[[Iterator[str]], Iterator[Shards]]:
+    def work(items: Iterator[str]) -> Iterator[Shards]:
+        for item in items:
+            seen.append(item)
+            if item == bad:
+                raise Failing(item)
+            yield from even(iter(item))
+
+    return work
+
+
+def test_a_failure_keeps_the_shards_before_it_and_work_resumes_after_them(
+    work: Work, told: list[tuple[int, int]]
+) -> None:
+    with pytest.raises(Failing):
+        work.stream(ITEMS, 3, failing_at("e", []))
+    assert shards(work) == ["abc"]
+    told.clear()
+    seen: list[str] = []
+    work.stream(ITEMS, 3, failing_at("none", seen))
+    assert seen == list("defgh")
+    assert shards(work) == ["abc", "def", "gh"]
+    assert told == [(i, 8) for i in range(3, 9)]
+
+
+def test_only_what_is_missing_is_worked_on(work: Work) -> None:
+    """A shard in the middle, too, and a last one that is shorter."""
+    work.stream(ITEMS, 3, even)
+    for gone in (1, 2):
+        (work.out / "shards" / f"{gone:05d}").unlink()
+        seen: list[str] = []
+        work.stream(ITEMS, 3, failing_at("none", seen))
+        assert "".join(seen) == ["abc", "def", "gh"][gone]
+    assert shards(work) == ["abc", "def", "gh"]
+
+
+def test_nothing_is_worked_on_when_all_is_there(work: Work, told: list[tuple[int, int]]) -> None:
+    work.stream(ITEMS, 3, even)
+    told.clear()
+
+    def nothing(items: Iterator[str]) -> Iterator[Shards]:
+        raise AssertionError("work was asked for")
+        yield {}
+
+    work.stream(ITEMS, 3, nothing)
+    assert told == [(8, 8)]
+
+
+def test_items_are_taken_as_the_work_needs_them(work: Work) -> None:
+    """Work that reads ahead gets items of later shards without a pause."""
+    ahead: list[int] = []
+
+    def eager(items: Iterator[str]) -> Iterator[Shards]:
+        taken = list(items)
+        ahead.append(len(list((work.out / "shards").glob("*"))))
+        yield from even(iter(taken))
+
+    work.stream(ITEMS, 3, eager)
+    assert ahead == [0]
+    assert shards(work) == ["abc", "def", "gh"]
