@@ -218,12 +218,17 @@ class Speed:
     samples: int
     candidates: int
     draws: int
-    model: float = 0.0
-    """Seconds in the model; 0 where it was not counted."""
+    spent: dict[str, float]
+    """Seconds by what they went to, where selfcal counted them."""
 
     def rate(self, what: str) -> float:
         """Samples, candidates or draws a second."""
         return float(getattr(self, what)) / self.seconds
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """Shares of the time by what they went to."""
+        return {name: seconds / self.seconds for name, seconds in self.spent.items()}
 
 
 def timed(policy: Policy, limits: SearchLimits, samples: Sequence[Sample], who: Any) -> Speed:
@@ -234,7 +239,7 @@ def timed(policy: Policy, limits: SearchLimits, samples: Sequence[Sample], who: 
     seconds = time.perf_counter() - began
     return Speed(
         seconds, len(samples), sum(len(f.candidates) for f in found),
-        sum(n.draws for f in found for n in f.nodes), clock.take().get("model", 0.0),
+        sum(n.draws for f in found for n in f.nodes), clock.take(),
     )  # fmt: skip
 
 
@@ -449,8 +454,8 @@ def race_shipped(
 ) -> dict[str, Any]:
     """The race with the small trained model, and the engine's account."""
     n = len(samples)
-    sizes = {"engine": n, "node": 40, "siblings": 64, "batched": 64}
-    batches = [16, 32, 64]
+    sizes = {"engine": n, "node": 24, "siblings": 48, "batched": 32}
+    batches = [8, 16, 32]
     if args.quick:
         sizes, batches = {"engine": n, "node": 1, "siblings": 2, "batched": 8}, [8]
     who = ways(policy, SETTINGS, args.rows, sizes, batches)
@@ -459,7 +464,8 @@ def race_shipped(
     found: dict[str, Any] = {f"speedup_{k}": v for k, v in speedups(best, "candidates").items()}
     found["speedups_by_draws"] = speedups(best, "draws")
     found |= account(policy, SETTINGS, samples, args.rows)
-    found["forward_share"] = best["engine"].model / best["engine"].seconds
+    found["shares"] = best["engine"].shares
+    found["forward_share"] = found["shares"]["model"]
     found["greedy_agreement"] = greedy_agreement(policy, samples[: 4 if args.quick else 32])
     found["candidates_per_second"] = best["engine"].rate("candidates")
     found["n"] = {w.name: w.samples for w in who}
@@ -470,7 +476,7 @@ def race_mid(folder: Path, samples: Sequence[Sample], args: argparse.Namespace) 
     """The race with a larger model of random weights."""
     path, size = save_mid(folder, args.quick)
     policy = load_policy(path, device="cpu")
-    sizes = {"engine": 64, "node": 1, "siblings": 2, "batched": 8}
+    sizes = {"engine": 48, "node": 1, "siblings": 2, "batched": 8}
     if args.quick:
         sizes["engine"] = 4
     who = ways(policy, MID_SETTINGS, args.rows_mid, sizes, [8])
@@ -479,7 +485,7 @@ def race_mid(folder: Path, samples: Sequence[Sample], args: argparse.Namespace) 
     show(f"{title}, best of {min(args.rounds, 2)} rounds", best)
     found: dict[str, Any] = {f"speedup_{k}_mid": v for k, v in speedups(best, "candidates").items()}
     found["speedups_by_draws_mid"] = speedups(best, "draws")
-    found["forward_share_mid"] = best["engine"].model / best["engine"].seconds
+    found["forward_share_mid"] = best["engine"].shares["model"]
     found["parameters_mid"] = size
     found["n_mid"] = {w.name: w.samples for w in who}
     return found
@@ -503,7 +509,7 @@ def show_targets(found: dict[str, Any]) -> None:
 def main() -> None:
     """Run, print, and end with one JSON line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--policy", default="miniworld:mini-llava", help="a folder, or shipped")
+    parser.add_argument("--policy", default="miniworld:mini-llava", help="folder of a LLaVA")
     parser.add_argument("--samples", type=int, default=1000, help="MiniWorld's, for the engine")
     parser.add_argument("--rows", type=int, default=96, help="decoded at once by the engine")
     parser.add_argument("--rows-mid", type=int, default=96, help="the same, larger model")

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
+
+T = TypeVar("T")
 
 _SHARE_GPU = 0.8
 """The rest is for activations."""
@@ -39,6 +43,22 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+
+
+def attempt(work: Callable[[], T]) -> tuple[T | None, str]:
+    """What `work` gives; or None, and what the system said when memory ran out.
+
+    Once this returns, nothing of the failed work is held: an error that is still being handled
+    keeps the tensors of all frames that it went through.
+    """
+    try:
+        return work(), ""
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        said = str(error).splitlines()
+    release()
+    return None, said[0] if said else "out of memory"
 
 
 def release() -> None:

@@ -7,7 +7,7 @@ own vision tower. Token 10 is read as " w10", token 30 as " W30", tokens 20 to 2
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -52,8 +52,10 @@ class FakePolicy:
     pixels: Callable[[Sequence[str]], dict[str, torch.Tensor]]
     """What the model gets of the samples' images."""
     types: str = ""
-    """Name of the input that tells an image's tokens from text, if there is one."""
-    tokenizer: Any = Words()
+    """Name of the input that tells kinds of tokens apart, if there is one."""
+    image_type: int = 1
+    response_type: int = 0
+    tokenizer: Any = field(default_factory=Words)
     device: str = "cpu"
     pad_id: int = PAD
     stop_ids: frozenset[int] = frozenset([END])
@@ -68,7 +70,7 @@ class FakePolicy:
         ids = torch.tensor([[PAD] * (width - len(r)) + r for r in rows])
         batch = {"input_ids": ids, "attention_mask": (ids != PAD).long()}
         if self.types:
-            batch[self.types] = (ids == IMAGE).int()
+            batch[self.types] = (ids == IMAGE).int() * self.image_type
         return batch | self.pixels(names)
 
     def place(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -192,4 +194,78 @@ def internvl() -> FakePolicy:
     return FakePolicy(model, [BEFORE, *[IMAGE] * 4, AFTER], squares(3, 16, 16))
 
 
-FAMILIES = {f.__name__: f for f in (qwen2_5_vl, qwen3_vl, gemma3, idefics3, internvl)}
+def llava_next() -> FakePolicy:
+    """An image in tiles, and as a whole; rows of tiles end in a token of their own."""
+    from transformers import LlavaNextConfig, LlavaNextForConditionalGeneration
+
+    config = LlavaNextConfig(
+        text_config=TEXT | {"model_type": "llama"},
+        vision_config=VISION | {"model_type": "clip_vision_model", "projection_dim": 32},
+        image_token_index=IMAGE, image_grid_pinpoints=[[16, 32], [32, 16]], vision_feature_layer=-1,
+    )  # fmt: skip
+    model, of = ready(LlavaNextForConditionalGeneration(config)), squares(3, 3, 16, 16)
+    tokens = 4 * 4 + 8 * (4 + 1)
+    return FakePolicy(
+        model,
+        [IMAGE] * tokens,
+        lambda some: of(some) | {"image_sizes": torch.tensor([[32, 16]] * len(some))},
+    )
+
+
+def mistral3() -> FakePolicy:
+    """All layers see a window shorter than the prompt."""
+    from transformers import Mistral3Config, Mistral3ForConditionalGeneration
+
+    config = Mistral3Config(
+        text_config=TEXT | {"model_type": "mistral", "head_dim": 16, "sliding_window": 8},
+        vision_config=VISION | {"model_type": "pixtral", "head_dim": 16},
+        image_token_index=IMAGE, spatial_merge_size=2,
+    )  # fmt: skip
+    model, of = ready(Mistral3ForConditionalGeneration(config)), squares(3, 16, 16)
+    return FakePolicy(
+        model,
+        [IMAGE] * 4,
+        lambda some: of(some) | {"image_sizes": torch.tensor([[16, 16]] * len(some))},
+    )
+
+
+def paligemma() -> FakePolicy:
+    """The prompt's tokens see each other both ways, those of the response do not."""
+    from transformers import PaliGemmaConfig, PaliGemmaForConditionalGeneration
+
+    config = PaliGemmaConfig(
+        text_config=TEXT | {"model_type": "gemma", "head_dim": 16},
+        vision_config=VISION | {"model_type": "siglip_vision_model", "projection_dim": 32},
+        projection_dim=32, image_token_index=IMAGE,
+    )  # fmt: skip
+    return FakePolicy(
+        ready(PaliGemmaForConditionalGeneration(config)), [IMAGE] * 16, squares(3, 16, 16),
+        "token_type_ids", image_type=0, response_type=1,
+    )  # fmt: skip
+
+
+def recurrent() -> FakePolicy:
+    """Qwen3.5: two layers of three have one state for all tokens. The search cannot use it."""
+    from transformers import Qwen3_5Config, Qwen3_5ForConditionalGeneration
+
+    rope = {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 1e4}
+    config = Qwen3_5Config(
+        text_config=TEXT | {
+            "rope_parameters": rope, "head_dim": 16, "linear_num_value_heads": 2,
+            "linear_num_key_heads": 2, "linear_key_head_dim": 16, "linear_value_head_dim": 16,
+            "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+        },
+        vision_config={
+            "depth": 2, "hidden_size": 32, "num_heads": 2, "intermediate_size": 64,
+            "out_hidden_size": 32, "patch_size": 4, "deepstack_visual_indexes": [],
+            "num_position_embeddings": 16,
+        },
+        image_token_id=IMAGE, video_token_id=5, vision_start_token_id=BEFORE,
+        vision_end_token_id=AFTER,
+    )  # fmt: skip
+    model = ready(Qwen3_5ForConditionalGeneration(config))
+    return FakePolicy(model, [BEFORE, *[IMAGE] * 4, AFTER], patches(4), "mm_token_type_ids")
+
+
+_ALL = (qwen2_5_vl, qwen3_vl, gemma3, idefics3, internvl, llava_next, mistral3, paligemma)
+FAMILIES = {make.__name__: make for make in _ALL}

@@ -124,8 +124,9 @@ class Plain:
         batch = dict(self.prompts[sample.id])
         shape = batch["input_ids"].shape
         more = {"input_ids": torch.tensor([ids], dtype=torch.long), "attention_mask": 1}
+        kind = getattr(policy, "response_type", 0)
         for name in [k for k, v in batch.items() if v.shape == shape]:
-            added = torch.zeros((1, len(ids)), dtype=batch[name].dtype) + more.get(name, 0)
+            added = torch.zeros((1, len(ids)), dtype=batch[name].dtype) + more.get(name, kind)
             batch[name] = torch.cat([batch[name], added], dim=1)
         return batch
 
@@ -187,7 +188,9 @@ class Plain:
                 for row in rows:
                     new = self.say(sample, parent.path, row, limits.sampling)
                     said.append(new)
-                    twins = [n for n in grown if n.parent is parent and alike(n.said.text, new.text)]
+                    twins = [
+                        n for n in grown if n.parent is parent and alike(n.said.text, new.text)
+                    ]
                     if twins:
                         twins[0].draws += 1
                     else:

@@ -7,8 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from selfcal.policy import ModelError
 from selfcal.search import Limits, Sampling, SearchLimits
-from tiny.families import FAMILIES, SAMPLES, TEXTS, FakePolicy, gemma3
+from tiny.families import FAMILIES, SAMPLES, TEXTS, FakePolicy, gemma3, internvl, recurrent
 from tiny.plain import Plain, same, searched
 
 LIMITS = SearchLimits(
@@ -29,9 +30,9 @@ def policy(plain: Plain) -> FakePolicy:
     return made
 
 
-@pytest.mark.parametrize("rows", [1, 4, 64])
+@pytest.mark.parametrize("rows", [2, 64])
 def test_the_tree_is_that_of_a_plain_search(policy: FakePolicy, plain: Plain, rows: int) -> None:
-    """With 64 rows all prompts are read in one batch, with others alone."""
+    """With 64 rows all prompts are read in one batch, padded; with 2 rows each by itself."""
     done = searched(policy, SAMPLES, LIMITS, may=Limits(rows))
     assert same(done.trees, [plain.tree(s, LIMITS) for s in SAMPLES])
     work = done.engine.work
@@ -40,21 +41,27 @@ def test_the_tree_is_that_of_a_plain_search(policy: FakePolicy, plain: Plain, ro
 
 def test_greedy_says_the_likeliest_tokens(policy: FakePolicy, plain: Plain) -> None:
     done = searched(policy, SAMPLES, GREEDY)
+    said_at_most = 0
     for sample, tree in zip(SAMPLES, done.trees, strict=True):
         ids: tuple[int, ...] = ()
         for said in tree.said:
             for token in said.ids:
                 assert token == int(plain.logits(sample, ids).argmax())
                 ids = (*ids, token)
-        assert len(ids) > 3
+        said_at_most = max(said_at_most, len(ids))
+    assert said_at_most > 6
 
 
-def test_a_repetition_penalty_sees_the_prompt_without_its_padding(
-    policy: FakePolicy, plain: Plain
-) -> None:
+def test_a_repetition_penalty_sees_the_prompt_without_its_padding() -> None:
+    plain = Plain(internvl())
     limits = replace(LIMITS, sampling=Sampling(repetition_penalty=1.7, top_p=0.9))
-    done = searched(policy, SAMPLES, limits, may=Limits(64))
+    done = searched(plain.policy, SAMPLES, limits, may=Limits(64))
     assert same(done.trees, [plain.tree(s, limits) for s in SAMPLES])
+
+
+def test_a_model_with_recurrent_layers_is_refused() -> None:
+    with pytest.raises(ModelError, match=r"layer 0 of the policy .* without recurrent layers"):
+        searched(recurrent(), SAMPLES, LIMITS)
 
 
 # --- that the models would show a mistake ---------------------------------------------------

@@ -172,6 +172,11 @@ class Slots:
             ]
         )
 
+    def free(self) -> None:
+        """Let go of the memory at once; layers and slots hold each other."""
+        self.cache.layers.clear()
+        self._banks.clear()
+
     def room(self, longest: int) -> None:
         """Make sure that rows of `longest` columns, and a step after them, fit.
 

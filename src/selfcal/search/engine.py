@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from selfcal.clock import spent
-from selfcal.memory import is_out_of_memory, release
+from selfcal.memory import attempt, free_bytes, release
 from selfcal.policy import ModelError, Policy
 from selfcal.search.cache import Layout, Ledger, Segment, Slots
 from selfcal.search.prompts import Arrival, Prompts
@@ -253,7 +253,7 @@ class Engine:
             if group is None:
                 return
             arrivals, batch = group
-            for arrival, place in zip(arrivals, self._read(arrivals, batch), strict=True):
+            for arrival, place in zip(arrivals, self._read(prompts, arrivals, batch), strict=True):
                 job = start(arrival.sample, place)
                 self._advance(_Running(arrival.order, job), None)
 
@@ -262,25 +262,22 @@ class Engine:
         busy = bool(self._active or self._waiting or self._fresh)
         return busy and bool(self._budget) and self._ledger.held > _SEGMENTS * (self._budget or 0)
 
-    def _read(self, group: list[Arrival], batch: dict[str, torch.Tensor]) -> list[Place]:
+    def _read(
+        self, prompts: Prompts, group: list[Arrival], batch: dict[str, torch.Tensor]
+    ) -> list[Place]:
         """Read a group's prompts; by halves, and with fewer slots, if memory runs out."""
-        try:
-            return self._prefill(batch)
-        except Exception as error:
-            if not is_out_of_memory(error):
-                raise
-            self.work.back_offs += 1
-            release()
-            if len(group) == 1:
-                if self._slots is None:
-                    raise _too_large(error) from error
-                self._back_off(error)
+        places, said = attempt(lambda: self._prefill(batch))
+        if places is not None:
+            return places
+        self.work.back_offs += 1
+        if len(group) == 1:
+            if self._slots is None:
+                raise _too_large(said)
+            self._back_off(said)
         half = (len(group) + 1) // 2
         parts = [group] if len(group) == 1 else [group[:half], group[half:]]
         return [
-            place
-            for part in parts
-            for place in self._read(part, self._policy.encode_prompts([a.prompt for a in part]))
+            place for part in parts for place in self._read(prompts, part, prompts.encode(part))
         ]
 
     def _prefill(self, batch: dict[str, torch.Tensor]) -> list[Place]:
@@ -380,23 +377,20 @@ class Engine:
         device = self._policy.device
         starts = torch.tensor([s.length for s in active], device=device)
         columns = torch.arange(slots.begin - slots.end, 1, device=device)
-        try:
-            with spent("model"):
-                out = self._policy.model(
-                    input_ids=torch.tensor([[s.tokens[-1]] for s in active], device=device),
-                    attention_mask=(columns >= -starts[:, None]).long(),
-                    position_ids=torch.tensor(
-                        [[s.request.place.position + len(s.tokens) - 1] for s in active],
-                        device=device,
-                    ),
-                    past_key_values=slots.cache,
-                    use_cache=True,
-                )
-        except Exception as error:
-            if not is_out_of_memory(error):
-                raise
+        inputs = {
+            "input_ids": torch.tensor([[s.tokens[-1]] for s in active], device=device),
+            "attention_mask": (columns >= -starts[:, None]).long(),
+            "position_ids": torch.tensor(
+                [[s.request.place.position + len(s.tokens) - 1] for s in active], device=device
+            ),
+        }
+        with spent("model"):
+            out, said = attempt(
+                lambda: self._policy.model(**inputs, past_key_values=slots.cache, use_cache=True)
+            )
+        if out is None:
             self.work.back_offs += 1
-            self._back_off(error)
+            self._back_off(said)
             return None
         slots.end += 1
         for strand in active:
@@ -539,28 +533,40 @@ class Engine:
 
     def _fill(self) -> None:
         """Give free slots to waiting strands, and close the gaps that are left."""
-        count = min(len(self._waiting), self._rows - len(self._active))
-        joining = [heapq.heappop(self._waiting)[2] for _ in range(count)]
-        if not (joining or self._active):
+        if not (self._waiting or self._active):
             return
         with spent("cache"):
+            joining = self._joining()
             longest = max(s.length for s in itertools.chain(self._active, joining))
-            try:
-                slots = self._room(longest)
-            except Exception as error:
-                if not is_out_of_memory(error):
-                    raise
-                self.work.back_offs += 1
+            if self._slots is None or longest >= self._slots.columns:
                 for strand in joining:
                     self._queue(strand)
-                self._back_off(error)
-                return
-            if slots is None:  # they were made anew: all strands are waiting
-                for strand in joining:
-                    self._queue(strand)
-                self._fill()
-                return
+                self._empty()
+                self._slots, said = attempt(lambda: self._make(longest))
+                if self._slots is None:
+                    self.work.back_offs += 1
+                    self._back_off(said)
+                    return
+                joining = self._joining()
+            slots = self._slots
+            # rows that left no longer count
+            slots.begin = slots.end - max((s.length for s in self._active), default=0)
+            slots.room(longest)
             self._seat(slots, joining)
+
+    def _joining(self) -> list[_Strand]:
+        count = min(len(self._waiting), self._rows - len(self._active))
+        return [heapq.heappop(self._waiting)[2] for _ in range(count)]
+
+    def _make(self, longest: int) -> Slots:
+        """Slots for responses a good deal longer than the longest one so far."""
+        assert self._layout is not None
+        columns = longest + max(32, longest // 4)
+        if self._budget is None:
+            self._budget = free_bytes(self._policy.device)
+        fits = int((1 - _SEGMENTS) * self._budget / (columns * self._layout.column_bytes))
+        self._rows = max(1, min(self._rows, fits))
+        return Slots(self._layout, self._rows, columns)
 
     def _seat(self, slots: Slots, joining: list[_Strand]) -> None:
         taken = {s.slot for s in self._active}
@@ -588,30 +594,6 @@ class Engine:
         slots.rows = rows
         slots.begin = slots.end - max(s.length for s in self._active)
 
-    def _room(self, longest: int) -> Slots | None:
-        """Slots with room for rows so long; None if they had to be made anew."""
-        slots = self._slots
-        if slots is not None and longest < slots.columns:
-            # rows that left no longer count
-            slots.begin = slots.end - max((s.length for s in self._active), default=0)
-            slots.room(longest)
-            return slots
-        assert self._layout is not None
-        had_rows = bool(self._active)
-        self._empty()
-        columns = longest + max(32, longest // 4)
-        if self._budget is None:
-            from selfcal.memory import free_bytes
-
-            self._budget = free_bytes(self._policy.device)
-        fits = int((1 - _SEGMENTS) * self._budget / (columns * self._layout.column_bytes))
-        self._rows = max(1, min(self._rows, fits))
-        self._slots = Slots(self._layout, self._rows, columns)
-        if had_rows:
-            return None
-        self._slots.room(longest)
-        return self._slots
-
     def _empty(self) -> None:
         """Send all strands in work back into the queue, and free the slots."""
         for strand in self._active:
@@ -619,27 +601,27 @@ class Engine:
             strand.slot = -1
             self._queue(strand)
         self._active = []
+        if self._slots is not None:
+            self._slots.free()
         self._slots = None
         release()
 
-    def _back_off(self, error: Exception) -> None:
+    def _back_off(self, said: str) -> None:
         """Go on with half as many slots.
 
         Raises:
             ModelError: there was just one.
         """
         if self._rows <= 1:
-            raise _too_large(error) from error
-        release()
+            raise _too_large(said)
         self._empty()
         self._rows = max(1, self._rows // 2)
 
 
-def _too_large(error: Exception) -> ModelError:
+def _too_large(said: str) -> ModelError:
     return ModelError(
-        "the search runs out of memory with a single response in work "
-        f"({str(error).splitlines()[0]}): give a smaller model, policy.dtype=bfloat16, smaller "
-        "images or a machine with more memory"
+        f"the search runs out of memory with a single response in work ({said}): give a smaller "
+        "model, policy.dtype=bfloat16, smaller images or a machine with more memory"
     )
 
 

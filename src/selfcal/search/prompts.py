@@ -53,6 +53,7 @@ class Prompts:
         self._samples = samples
         self._ready: queue.Queue[Group | BaseException | None] = queue.Queue(_AHEAD)
         self._stopped = threading.Event()
+        self._encoding = threading.Lock()  # a fast tokenizer must not serve two threads
         self._over = False
         self._thread = threading.Thread(target=self._work, name="prompts", daemon=True)
 
@@ -73,6 +74,11 @@ class Prompts:
             while True:
                 self._ready.get_nowait()
         self._thread.join()
+
+    def encode(self, group: Sequence[Arrival]) -> dict[str, torch.Tensor]:
+        """A group as one batch on the CPU; both threads may ask."""
+        with self._encoding:
+            return self._policy.encode_prompts([a.prompt for a in group])
 
     def take(self) -> Group | None:
         """The next group, once it is ready; None after the last one.
@@ -97,8 +103,7 @@ class Prompts:
     def _work(self) -> None:
         try:
             for group in self._groups():
-                batch = self._policy.encode_prompts([a.prompt for a in group])
-                if not self._put((group, batch)):
+                if not self._put((group, self.encode(group))):
                     return
             self._put(None)
         except BaseException as error:
@@ -112,10 +117,7 @@ class Prompts:
         return False
 
     def _groups(self) -> Iterator[list[Arrival]]:
-        arrivals = (
-            Arrival(order, sample, self._policy.prompt(sample))
-            for order, sample in enumerate(self._samples)
-        )
+        arrivals = map(self._arrival, itertools.count(), self._samples)
         window: list[Arrival] = []
         while True:
             window += itertools.islice(arrivals, _WINDOW * self._group - len(window))
@@ -125,6 +127,10 @@ class Prompts:
             yield picked
             taken = {a.order for a in picked}
             window = [a for a in window if a.order not in taken]
+
+    def _arrival(self, order: int, sample: Sample) -> Arrival:
+        with self._encoding:
+            return Arrival(order, sample, self._policy.prompt(sample))
 
     def _pick(self, window: Sequence[Arrival]) -> list[Arrival]:
         """The oldest arrival, and others whose prompts are as long as its own, or nearly."""
