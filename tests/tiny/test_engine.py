@@ -117,7 +117,7 @@ def test_small_caches_and_windows_do_not_disturb_each_other() -> None:
         assert same(searched(policy, SAMPLES, limits, may=may).trees, wide.trees)
 
 
-LONG = replace(LIMITS, candidates=2, max_sentences=8, sentence_tokens=15)
+LONG = replace(LIMITS, candidates=2, max_sentences=12, sentence_tokens=15)
 
 
 def test_responses_longer_than_the_first_slots(endless: Policy, samples: list[Sample]) -> None:
@@ -454,7 +454,6 @@ def test_one_row_too_many_is_an_error_with_a_way_out(
     with pytest.raises(ModelError, match=r"policy\.dtype=bfloat16") as error:
         list(search(policy, samples, LIMITS, "0", Limits(rows=8)))
     assert "CUDA out of memory" in str(error.value)
-    assert isinstance(error.value.__cause__, torch.OutOfMemoryError)
     assert not ready_threads()
 
 

@@ -240,7 +240,12 @@ def _show_matrix(out: Console, judgments: Sequence[Judgment]) -> None:
     )
     out.print(_indent(grid, 6))
     out.print(
-        "  + row is better, - column is better, = neutral; the number is the verdict's confidence.",
+        "  + row is better, - column is better, = neutral; the number is the verdict's confidence"
+        + (
+            "; ? was not asked, or not read."
+            if len(cells) < len(players) * (len(players) - 1)
+            else "."
+        ),
         style="dim",
     )
 
