@@ -41,7 +41,7 @@ from miniworld import ROOT, table
 from selfcal.judge.scorer import PROMPT, Comparison, PromptWriter, RScorer, all_comparisons
 from selfcal.policy import load_policy
 from selfcal.recipe import Recipe, Training, load_recipe
-from selfcal.search import Engine, Limits, Sampling, SearchLimits, search
+from selfcal.search import Engine, Limits, Sampling, SearchLimits, respond, search
 from selfcal.train import Run, dpo, sft
 from selfcal.types import Candidate, PreferencePair, Sample
 
@@ -347,12 +347,11 @@ def _trained(
 def measure_evaluation(bench: Bench) -> dict[str, Any]:
     """Greedy responses a second."""
     policy = load_policy(bench.policy, bench.dtype, bench.device)
-    batch = min(bench.recipe.evaluate.batch_size, bench.size.responses)
+    may = Limits(bench.recipe.evaluate.batch_size)
     samples = bench.samples[: bench.size.responses]
-    policy.respond(samples[:batch], 4)
+    list(respond(policy, samples[:4], 4, may))
     began = now(bench.device)
-    for i in range(0, len(samples), batch):
-        policy.respond(samples[i : i + batch], SENTENCES * SENTENCE)
+    list(respond(policy, samples, SENTENCES * SENTENCE, may))
     return {"n": len(samples), "responses_per_second": len(samples) / (now(bench.device) - began)}
 
 

@@ -400,13 +400,24 @@ def account(
     }
 
 
+def generated(policy: Policy, samples: Sequence[Sample], tokens: int) -> list[str]:
+    """Greedy responses by transformers' own `generate`, in one batch."""
+    batch = policy.encode(samples)
+    with torch.inference_mode():
+        out = policy.model.generate(
+            **batch, do_sample=False, max_new_tokens=tokens, pad_token_id=policy.pad_id
+        )
+    new = out[:, batch["input_ids"].shape[1] :]
+    return [t.strip() for t in policy.tokenizer.batch_decode(new, skip_special_tokens=True)]
+
+
 def greedy_agreement(policy: Policy, samples: Sequence[Sample]) -> dict[str, float]:
     """Share of samples whose greedy texts are those of one plain `generate` call.
 
     Searched greedily, one candidate and one branch, by the engine and by each baseline.
     """
     limits = SearchLimits(1, 1, "likelihood", 40, GREEDY_TOKENS, Sampling(temperature=0.0))
-    plain = policy.respond(samples, GREEDY_TOKENS)
+    plain = generated(policy, samples, GREEDY_TOKENS)
     engine = Engine(policy, limits.sampling, limits.sentence_tokens, Limits(rows=16))
     kinds = {
         "engine": engine,

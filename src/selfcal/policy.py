@@ -137,18 +137,6 @@ class Policy:
         moved = {k: v.to(self.device) for k, v in batch.items()}
         return {k: v.to(self.model.dtype) if v.is_floating_point() else v for k, v in moved.items()}
 
-    def respond(self, samples: Sequence[Sample], max_new_tokens: int) -> list[str]:
-        """The greedy response to each sample."""
-        import torch
-
-        batch = self.encode(samples)
-        with torch.inference_mode():
-            out = self.model.generate(
-                **batch, do_sample=False, max_new_tokens=max_new_tokens, pad_token_id=self.pad_id
-            )
-        new = out[:, batch["input_ids"].shape[1] :]
-        return [t.strip() for t in self.tokenizer.batch_decode(new, skip_special_tokens=True)]
-
 
 def user_turn(question: str) -> list[dict[str, Any]]:
     """The conversation that asks a question about one image."""

@@ -105,12 +105,13 @@ class Work:
         self,
         items: Sequence[Item],
         size: int,
-        work: Callable[[Iterator[Item]], Iterator[Shards]],
+        kinds: Mapping[str, type[Any]],
+        work: Callable[[Iterator[Item]], Iterator[Mapping[str, Sequence[Any]]]],
     ) -> None:
         """As `map`, for work that takes items as it needs them, without a pause between shards.
 
-        `work` gets the items of all shards that are not there yet and gives one `Shards` an item,
-        all of the same names, in the items' order.
+        `work` gets the items of all shards that are not there yet and gives the records of one item
+        after the other, by name; `kinds` has all names.
         """
         starts = range(0, max(1, len(items)), size)
         left = [i for i in range(len(starts)) if not self._mark(i).exists()]
@@ -119,13 +120,13 @@ class Work:
         self.progress(done, len(items))
         made = work(item for i in left for item in items[starts[i] : starts[i] + size])
         for i in left:
-            rows: dict[str, tuple[type[Any], list[Any]]] = {}
+            rows: dict[str, list[Any]] = {name: [] for name in kinds}
             for _ in range(sizes[i]):
-                for name, (kind, records) in next(made).items():
-                    rows.setdefault(name, (kind, []))[1].extend(records)
+                for name, records in next(made).items():
+                    rows[name] += records
                 done += 1
                 self.progress(done, len(items))
-            self._write(i, rows)
+            self._write(i, {name: (kinds[name], own) for name, own in rows.items()})
 
     def _mark(self, i: int) -> Path:
         return self.out / "shards" / f"{i:05d}"

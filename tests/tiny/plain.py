@@ -24,9 +24,10 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from selfcal.policy import Policy
 from selfcal.rationale import sentence_end
 from selfcal.search import Engine, Found, Limits, Sampling, SearchLimits, beam, search
-from selfcal.search.engine import Ask, Job, Place, Sentence
+from selfcal.search.jobs import Ask, Job, Place, Sentence
 from selfcal.search.keep import KEEP
 from selfcal.types import Sample
 
@@ -319,3 +320,14 @@ def _tree(found: Found, said: list[Said]) -> Tree:
     assert [n.node for n in found.nodes] == list(range(len(found.nodes)))
     nodes = [(n.parent, n.text, n.tokens, n.draws, n.kept, n.candidate) for n in found.nodes]
     return Tree(said, nodes, [n.logprob for n in found.nodes], [c.text for c in found.candidates])
+
+
+def generated(policy: Policy, samples: Sequence[Sample], tokens: int) -> list[str]:
+    """Greedy responses by transformers' own `generate`, in one batch."""
+    batch = policy.encode(samples)
+    with torch.inference_mode():
+        out = policy.model.generate(
+            **batch, do_sample=False, max_new_tokens=tokens, pad_token_id=policy.pad_id
+        )
+    new = out[:, batch["input_ids"].shape[1] :]
+    return [t.strip() for t in policy.tokenizer.batch_decode(new, skip_special_tokens=True)]

@@ -11,11 +11,11 @@ import torch
 
 from selfcal.policy import Policy, load_policy
 from selfcal.search import Found, Limits, Sampling, SearchLimits, beam, search
-from selfcal.search.engine import Place, Sentence
+from selfcal.search.jobs import Place, Sentence
 from selfcal.search.keep import KEEP
 from selfcal.types import Sample, SearchNode
 from tiny.conftest import talk
-from tiny.plain import Ids, Plain, Searched, same, searched
+from tiny.plain import Ids, Plain, Searched, generated, same, searched
 
 LIMITS = SearchLimits(
     candidates=4, branch=2, keep="stochastic", max_sentences=4, sentence_tokens=9,
@@ -163,7 +163,7 @@ def test_so_it_is_with_every_way_of_sampling(
 def test_greedy_is_as_generate_is(policy: Policy, few: list[Sample], sampling: Sampling) -> None:
     limits = replace(LIMITS, sampling=sampling, max_sentences=3, sentence_tokens=30)
     out = searched(policy, few, limits)
-    greedy = policy.respond(few, max_new_tokens=90)
+    greedy = generated(policy, few, 90)
     for found, text in zip(out.found, greedy, strict=True):
         (only,) = found.candidates
         assert text.startswith(only.text)

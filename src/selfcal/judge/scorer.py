@@ -114,10 +114,11 @@ def verdict_ids(tokenizer: Any) -> list[int]:
     """First token of each verdict word.
 
     Raises:
-        ModelError: two words begin with the same token.
+        ModelError: two words begin with the same token, or one has none.
     """
-    ids = [tokenizer(v, add_special_tokens=False)["input_ids"][0] for v in VERDICTS]
-    if len(set(ids)) < len(ids):
+    tokens = [tokenizer(v, add_special_tokens=False)["input_ids"] for v in VERDICTS]
+    ids = [int(own[0]) for own in tokens if own]
+    if len(set(ids)) < len(VERDICTS):
         raise ModelError(
             f"the judge's tokenizer cannot tell the words {VERDICTS} by their first token"
         )

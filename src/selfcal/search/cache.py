@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from transformers.cache_utils import Cache, CacheLayerMixin
+from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
 
 from selfcal.policy import ModelError
 
@@ -57,6 +57,25 @@ class Segment:
             at = at.before
 
 
+def check_cache(config: Any) -> None:
+    """Refuse a model that keeps more than keys and values for every token.
+
+    Raises:
+        ModelError: it does; names the layer.
+    """
+    for i, layer in enumerate(DynamicCache(config=config).layers):
+        if not isinstance(layer, CacheLayerMixin):
+            raise _not_by_row(i, layer)
+
+
+def _not_by_row(i: int, layer: object) -> ModelError:
+    return ModelError(
+        f"layer {i} of the policy keeps its state in a {type(layer).__name__}, which cannot be "
+        "gathered by row: the search needs attention layers that keep keys and values for every "
+        "token; use a model without recurrent layers"
+    )
+
+
 class Layout:
     """Which layer's keys and values lie in which bank, and how large a column is.
 
@@ -78,11 +97,7 @@ class Layout:
         for i, layer in enumerate(cache.layers):
             keys, values = getattr(layer, "keys", None), getattr(layer, "values", None)
             if keys is None or values is None or keys.ndim != 4:
-                raise ModelError(
-                    f"layer {i} of the policy keeps its state in a {type(layer).__name__}, which "
-                    "cannot be gathered by row: the search needs attention layers that keep keys "
-                    "and values for every token; use a model without recurrent layers"
-                )
+                raise _not_by_row(i, layer)
             self.places.append((self._place(keys), self._place(values)))
             self.dtype, self.device = keys.dtype, keys.device
         self.column_bytes = self.dtype.itemsize * sum(
@@ -98,16 +113,25 @@ class Layout:
         self.depths[bank] += 1
         return bank, self.depths[bank] - 1
 
-    def rows(self, cache: Cache, widths: Sequence[int]) -> Iterator[list[torch.Tensor]]:
-        """The states of every row of a batch that was padded on the left."""
+    def rows(
+        self, cache: Cache, widths: Sequence[int], columns: int
+    ) -> Iterator[list[torch.Tensor]]:
+        """The states of every row of a batch of so many columns that was padded on the left.
+
+        Raises:
+            ModelError: a layer has other columns than the batch.
+        """
         import torch
 
         banks: list[list[Any]] = [[] for _ in self.shapes]
         for layer, places in zip(cache.layers, self.places, strict=True):
             for states, (bank, _) in zip((layer.keys, layer.values), places, strict=True):
                 banks[bank].append(states)
-        if any(s.shape[2] < max(widths) for own in banks for s in own):
-            raise ModelError("the policy's cache drops tokens: give a model without such a cache")
+        if any(s.shape[2] != columns for own in banks for s in own):
+            raise ModelError(
+                "a layer of the policy does not keep one column for every token (cross-attention, "
+                "or a cache that drops tokens): use a model that attends to all tokens alike"
+            )
         stacked = [torch.stack(own) for own in banks]
         for row, width in enumerate(widths):
             # a copy, so that the batch it was read in can be freed
@@ -192,12 +216,18 @@ class Slots:
         self._move(max(longest, used))
 
     def _move(self, end: int) -> None:
-        used = self.end - self.begin
-        for bank in self._banks:
-            for states in bank:  # one layer at a time: the copy is in memory twice
-                own = states[: self.rows, :, self.begin : self.end].clone()
-                states[: self.rows, :, end - used : end] = own
-        self.begin, self.end = end - used, end
+        """Move all columns so that they end at `end`, without any memory beside."""
+        by = end - self.end
+        if not by:
+            return
+        width = abs(by)  # blocks so wide never overlap with where they go
+        starts = range(self.begin, self.end, width)
+        for start in reversed(starts) if by > 0 else starts:
+            stop = min(start + width, self.end)
+            for bank in self._banks:
+                rows = bank[:, : self.rows]
+                rows[..., start + by : stop + by, :] = rows[..., start:stop, :]
+        self.begin, self.end = self.begin + by, end
 
     def load(self, slot: int, segment: Segment) -> None:
         """Lay a response out in a slot."""

@@ -27,7 +27,7 @@ import numpy as np
 from selfcal.clock import spent
 from selfcal.memory import attempt
 from selfcal.policy import Policy
-from selfcal.search.cache import Layout, Segment
+from selfcal.search.cache import Layout, Segment, check_cache
 from selfcal.search.jobs import Ask, Job, Limits, Place, Sentence, Work
 from selfcal.search.prompts import Arrival, Prompts
 from selfcal.search.rows import Request, Rows, Running, Strand, too_large
@@ -62,7 +62,12 @@ class Engine:
             sentence_tokens: tokens a sentence, at most.
             limits: what it may use.
             whole: a "sentence" is the whole response.
+
+        Raises:
+            ModelError: the model's cache cannot be gathered by row.
         """
+        if hasattr(policy.model, "config"):
+            check_cache(policy.model.config)
         self.work = Work()
         self._policy, self._sampling = policy, sampling
         self._sentence_tokens, self._whole = sentence_tokens, whole
@@ -90,16 +95,21 @@ class Engine:
 
         following = 0
         enough = max(1, self._rows.most // 8)
-        with Prompts(self._policy, samples, enough, self._limits.prompt_tokens) as prompts:
-            while not self._over(prompts):
-                with torch.inference_mode():
-                    self._admit(prompts, start, enough)
-                    if self._rows.active or self._fresh:
-                        self._step()
-                    self._rows.fill()
-                while following in self._done:
-                    yield self._done.pop(following)
-                    following += 1
+        try:
+            with Prompts(self._policy, samples, enough, self._limits.prompt_tokens) as prompts:
+                while not self._over(prompts):
+                    with torch.inference_mode():
+                        self._admit(prompts, start, enough)
+                        if self._rows.active or self._fresh:
+                            self._step()
+                        self._rows.fill()
+                    while following in self._done:
+                        yield self._done.pop(following)
+                        following += 1
+        finally:  # whoever takes no more results leaves work behind
+            self._rows.clear()
+            self._fresh.clear()
+            self._done.clear()
 
     def _over(self, prompts: Prompts) -> bool:
         rows = self._rows
@@ -165,7 +175,7 @@ class Engine:
         with spent("cache"):
             if self._rows.layout is None:
                 self._rows.layout = Layout(out.past_key_values)
-            states = list(self._rows.layout.rows(out.past_key_values, widths))
+            states = list(self._rows.layout.rows(out.past_key_values, widths, mask.shape[1]))
         self.work.images += len(widths)
         self.work.prompt_tokens += sum(widths)
         self.work.prompt_slots += mask.numel()
@@ -187,19 +197,20 @@ class Engine:
 
     def _advance(self, running: Running, found: list[list[Sentence]] | None) -> None:
         """Give a job what it asked for, and take its next asks or its result."""
-        try:
-            asks = next(running.job) if found is None else running.job.send(found)
-        except StopIteration as end:
-            self._done[running.order] = end.value
-            return
-        running.asks = len(asks)
-        running.found = [[] for _ in asks]
-        for i, ask in enumerate(asks):
-            draws = len(ask.uniforms)
-            uniforms = memoryview(np.ascontiguousarray(ask.uniforms).data)
-            request = Request(running, ask.place, uniforms, [None] * draws, draws)
-            running.found[i] = request.found  # type: ignore[assignment]
-            self._fresh.append(request)
+        while not running.asks:
+            try:
+                asks = next(running.job) if found is None else running.job.send(found)
+            except StopIteration as end:
+                self._done[running.order] = end.value
+                return
+            running.found = found = [[] for _ in asks]
+            for i, ask in enumerate(asks):
+                if draws := len(ask.uniforms):
+                    uniforms = memoryview(np.ascontiguousarray(ask.uniforms).data)
+                    request = Request(running, ask.place, uniforms, [None] * draws, draws)
+                    running.found[i] = request.found  # type: ignore[assignment]
+                    running.asks += 1
+                    self._fresh.append(request)
 
     def _give(self, request: Request, draws: Sequence[int], sentence: Sentence) -> None:
         for i in draws:
@@ -248,10 +259,8 @@ class Engine:
             ),
         }
         with spent("model"):
-            out, said = attempt(
-                lambda: self._policy.model(**inputs, past_key_values=slots.cache, use_cache=True)
-            )
-        if out is None:
+            logits, said = attempt(lambda: self._logits(inputs))
+        if logits is None:
             self._rows.back_off(said)
             return None
         slots.end += 1
@@ -260,6 +269,12 @@ class Engine:
         self.work.tokens += len(active)
         self.work.steps += 1
         self.work.capacity += self._rows.most
+        return logits
+
+    def _logits(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        assert self._rows.slots is not None
+        cache = self._rows.slots.cache
+        out = self._policy.model(**inputs, past_key_values=cache, use_cache=True)
         logits: torch.Tensor = out.logits[:, -1].float()
         return logits
 

@@ -64,7 +64,7 @@ def top_bottom(
     the best get one more.
     """
     order = _by(list(map(_mean_logprob, paths)))
-    worst = min(places // 2, max(0, len(order) - (places + 1) // 2))
+    worst = places // 2 if places < len(order) else 0
     return order[: places - worst] + order[len(order) - worst :]
 
 

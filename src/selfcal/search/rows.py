@@ -112,17 +112,22 @@ class Rows:
             if self.slots is None or longest >= self.slots.columns:
                 for strand in joining:
                     self.queue(strand)
-                self._empty()
-                self.slots, said = attempt(lambda: self._make(longest))
-                if self.slots is None:
-                    self.back_off(said)
-                    return
-                joining = self._joining()
+                self._remake(longest)
+                return
             slots = self.slots
             # rows that left no longer count
             slots.begin = slots.end - max((s.length for s in self.active), default=0)
             slots.room(longest)
             self._seat(slots, joining)
+
+    def _remake(self, longest: int) -> None:
+        """Make slots with room for `longest`, and fill them."""
+        self._empty()
+        self.slots, said = attempt(lambda: self._make(longest))
+        if self.slots is None:
+            self.back_off(said)
+        else:
+            self.fill()  # others may join now, and be longer still
 
     def _joining(self) -> list[Strand]:
         count = min(len(self.waiting), self.most - len(self.active))
@@ -163,6 +168,11 @@ class Rows:
         self.active.sort(key=lambda s: s.slot)
         slots.rows = rows
         slots.begin = slots.end - max(s.length for s in self.active)
+
+    def clear(self) -> None:
+        """Forget all strands."""
+        self.active, self.waiting = [], []
+        self._empty()
 
     def _empty(self) -> None:
         """Send all strands in work back into the queue, and free the slots."""

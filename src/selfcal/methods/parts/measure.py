@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from selfcal.recipe import Recipe
-from selfcal.stage import Shards, Stage, Work
+from selfcal.stage import Stage, Work
 from selfcal.store import JSON
 from selfcal.types import Response, Result, Sample
 
@@ -29,7 +29,7 @@ def evaluate(recipe: Recipe, checkpoint: str, trained: str | None = None) -> Sta
 
         grading: Callable[[Sample, str], Response] = grade if verified else grade_answer
 
-        def answer(left: Iterator[tuple[str, Sample]]) -> Iterator[Shards]:
+        def answer(left: Iterator[tuple[str, Sample]]) -> Iterator[Mapping[str, list[Response]]]:
             path = work.checkpoint(trained) if trained else p.model
             policy = load_policy(path, p.dtype, p.device, p.trust_remote_code)
             asked: deque[tuple[str, Sample]] = deque()  # filled by the engine's reading thread
@@ -42,11 +42,10 @@ def evaluate(recipe: Recipe, checkpoint: str, trained: str | None = None) -> Sta
             may = Limits(settings.batch_size)
             for text in respond(policy, feed(), settings.max_new_tokens, may):
                 split, sample = asked.popleft()
-                own = [grading(sample, text)]
-                yield {s: (Response, own if s == split else []) for s in settings.splits}
+                yield {split: [grading(sample, text)]}
 
         items = [(split, s) for split in settings.splits for s in work.samples("data", split)]
-        work.stream(items, _SHARD, answer)
+        work.stream(items, _SHARD, dict.fromkeys(settings.splits, Response), answer)
         results = [
             r
             for split in settings.splits

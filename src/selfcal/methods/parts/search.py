@@ -8,7 +8,7 @@ from typing import Any
 
 from selfcal.methods.parts.base import calibration_samples, calibration_size
 from selfcal.recipe import Recipe
-from selfcal.stage import Shards, Stage, Work, count_drops
+from selfcal.stage import Stage, Work, count_drops
 from selfcal.store import JSON
 from selfcal.types import Candidate, Drop, Sample, SearchNode
 
@@ -52,16 +52,13 @@ def search_samples(
     given = s.cache_gib
     may = Limits(s.batch_rows, None if given is None else int(given * 2**30), s.prompt_tokens)
 
-    def find(left: Iterator[Sample]) -> Iterator[Shards]:
+    def find(left: Iterator[Sample]) -> Iterator[Mapping[str, Sequence[Any]]]:
         policy = load_policy(work.checkpoint(start), p.dtype, p.device, p.trust_remote_code)
         for found in search(policy, left, limits, work.rng_key(), may):
-            yield {
-                "nodes": (SearchNode, found.nodes),
-                "drops": (Drop, found.drops),
-                "candidates": (Candidate, found.candidates),
-            }
+            yield {"nodes": found.nodes, "drops": found.drops, "candidates": found.candidates}
 
-    work.stream(samples, _SHARD, find)
+    kinds = {"nodes": SearchNode, "drops": Drop, "candidates": Candidate}
+    work.stream(samples, _SHARD, kinds, find)
     return _figures(work, len(samples))
 
 
