@@ -430,14 +430,14 @@ def test_rows_are_moved_whole_and_without_memory_beside(
     cache = DynamicCache()
     for layer in range(2):
         cache.update(torch.zeros(1, 2, 1, 4), torch.zeros(1, 2, 1, 4), layer)
-    slots = Slots(Layout(cache), size=3, columns=20)
-    slots.rows, slots.begin, slots.end = 3, 10 - used, 10
+    slots = Slots(Layout(cache), size=3, columns=24)
+    slots.rows, slots.begin, slots.end = 3, 12 - used, 12
     (bank,) = slots._banks
     bank.copy_(torch.randn(bank.shape))
-    own = bank[..., 10 - used : 10, :].clone()
+    own = bank[..., 12 - used : 12, :].clone()
     monkeypatch.setattr(torch.Tensor, "clone", None)
-    slots._move(10 + by)
-    assert (slots.begin, slots.end) == (10 + by - used, 10 + by)
+    slots._move(12 + by)
+    assert (slots.begin, slots.end) == (12 + by - used, 12 + by)
     assert torch.equal(bank[..., slots.begin : slots.end, :], own)
 
 
