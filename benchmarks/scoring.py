@@ -10,8 +10,8 @@ test samples, which neither was trained on, are then compared, in all ordered pa
 - **generating**: the judge writes its verdict, one comparison at a time (`generate`, greedy).
 - **full prompts**: one forward pass a comparison, batches by length, each prompt from its start.
 
-All get the same comparisons, the baselines the first of them; each is timed several times in turn,
-and the best time counts. Then the adaptive schedule against the same judgments, and on simulated
+Both sides of a ratio get the same comparisons (the generating judge the first of them); each is
+timed several times in turn, and the best time counts. Then the adaptive schedule against the same judgments, and on simulated
 judges of known noise. Prints Markdown tables and, as its last line, one JSON object.
 """
 
@@ -125,14 +125,14 @@ def timed(judge: RScorer, asks: Asks, rounds: int, few: int) -> dict[str, float]
     """Print and return the figures of speed."""
     comparisons = [c for s, own in asks for c in all_comparisons(s, own)]
     seconds: dict[str, list[float]] = {"engine": [], "full prompts": [], "generating": []}
-    sizes = {"engine": len(comparisons), "full prompts": few * 10, "generating": few}
+    sizes = {"engine": few * 10, "full prompts": few * 10, "generating": few}
     sizes = {k: min(n, len(comparisons)) for k, n in sizes.items()}
     judge.judge(comparisons[:64])  # the first call is slower
     work = replace(judge.work)
+    part = comparisons[: sizes["engine"]]
     for _ in range(rounds):
-        made = best(lambda: judge.judge(comparisons), seconds["engine"])
-        part = comparisons[: sizes["full prompts"]]
-        plain = best(lambda p=part: full_prompts(judge, p), seconds["full prompts"])
+        made = best(lambda: judge.judge(part), seconds["engine"])
+        plain = best(lambda: full_prompts(judge, part), seconds["full prompts"])
         said = best(lambda: generating(judge, comparisons[:few]), seconds["generating"])
     rates = {k: sizes[k] / min(seconds[k]) for k in seconds}
     off = max(
@@ -152,7 +152,7 @@ def timed(judge: RScorer, asks: Asks, rounds: int, few: int) -> dict[str, float]
         "speedup_generating_judge": rates["engine"] / rates["generating"],
         "speedup_full_prompt": rates["engine"] / rates["full prompts"],
         "token_amplification": (done.forwarded - work.forwarded) / (done.needed - work.needed),
-        "comparisons": len(comparisons),
+        "comparisons": len(part),
         "greatest_difference": off,
     }
 
@@ -234,7 +234,7 @@ def main() -> None:
     parser.add_argument("--run", type=Path, help="a run with a policy and a judge")
     parser.add_argument("--samples", type=int, default=800, help="of MiniWorld's test split")
     parser.add_argument("--simulated", type=int, default=200, help="samples a simulated judge")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)

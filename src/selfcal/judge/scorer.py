@@ -189,15 +189,18 @@ class RScorer:
             self._writer.write(c.sample.question, c.sample.facts, c.first.text, c.second.text)
             for c in comparisons
         ]
-        rendered = [
-            self._tokenizer.apply_chat_template(
-                [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True
-            )
-            for text in texts
-        ]
-        return [
-            list(ids) for ids in self._tokenizer(rendered, add_special_tokens=False)["input_ids"]
-        ]
+        turns = [[{"role": "user", "content": text}] for text in texts]
+        rendered = self._tokenizer.apply_chat_template(
+            turns, tokenize=False, add_generation_prompt=True
+        )
+        encoded = self._tokenizer(
+            rendered,
+            add_special_tokens=False,  # the chat template has written them
+            return_attention_mask=False,
+            return_token_type_ids=False,
+        )
+        prompts: list[list[int]] = encoded["input_ids"]
+        return prompts
 
     def _probabilities(
         self, prompts: list[list[int]], groups: list[tuple[str, int]]
