@@ -257,10 +257,10 @@ def measure_search(bench: Bench) -> dict[str, Any]:
         "n": len(samples),
         "samples_per_second": len(samples) / seconds,
         "candidates_per_second": candidates / seconds,
-        "generated_tokens_per_second": engine.work.tokens / seconds,
-        "occupancy": engine.work.occupancy,
+        "generated_tokens_per_second": engine.counts.tokens / seconds,
+        "occupancy": engine.counts.occupancy,
         "rows": s.batch_rows,
-        "back_offs": engine.work.back_offs,
+        "back_offs": engine.counts.back_offs,
     }
 
 

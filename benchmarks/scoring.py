@@ -11,8 +11,9 @@ test samples, which neither was trained on, are then compared, in all ordered pa
 - **full prompts**: one forward pass a comparison, batches by length, each prompt from its start.
 
 Both sides of a ratio get the same comparisons (the generating judge the first of them); each is
-timed several times in turn, and the best time counts. Then the adaptive schedule against the same judgments, and on simulated
-judges of known noise. Prints Markdown tables and, as its last line, one JSON object.
+timed several times in turn, and the best time counts. Then the adaptive schedule against the same
+judgments, and on simulated judges whose noise it is told. Prints Markdown tables and, as its last
+line, one JSON object.
 """
 
 from __future__ import annotations
@@ -113,7 +114,27 @@ def full_prompts(
     return found
 
 
-def best(work: Callable[[], Any], seconds: list[float]) -> Any:
+def needed(judge: RScorer, comparisons: Sequence[Comparison]) -> int:
+    """Tokens to compute where what is common to all, to a sample and to a first response is shared.
+
+    Counted from the prompts alone: distinct beginnings up to where prompts of the same sample and
+    first response part, and the rest of each prompt.
+    """
+    groups: dict[tuple[str, int], list[list[int]]] = {}
+    for c, ids in zip(comparisons, judge._prompts(comparisons), strict=True):
+        groups.setdefault((c.sample.id, c.first.index), []).append(ids)
+    beginnings: set[tuple[int, ...]] = set()
+    rest = 0
+    for prompts in groups.values():
+        end = min(map(len, prompts)) - 1
+        while end and any(p[:end] != prompts[0][:end] for p in prompts):
+            end -= 1
+        beginnings.update(tuple(prompts[0][:i]) for i in range(1, end + 1))
+        rest += sum(len(p) - end for p in prompts)
+    return len(beginnings) + rest
+
+
+def clocked(work: Callable[[], Any], seconds: list[float]) -> Any:
     """What `work` gives; its time goes to `seconds`."""
     began = time.perf_counter()
     result = work()
@@ -128,12 +149,12 @@ def timed(judge: RScorer, asks: Asks, rounds: int, few: int) -> dict[str, float]
     sizes = {"engine": few * 10, "full prompts": few * 10, "generating": few}
     sizes = {k: min(n, len(comparisons)) for k, n in sizes.items()}
     judge.judge(comparisons[:64])  # the first call is slower
-    work = replace(judge.work)
+    work = replace(judge.counts)
     part = comparisons[: sizes["engine"]]
     for _ in range(rounds):
-        made = best(lambda: judge.judge(part), seconds["engine"])
-        plain = best(lambda: full_prompts(judge, part), seconds["full prompts"])
-        said = best(lambda: generating(judge, comparisons[:few]), seconds["generating"])
+        made = clocked(lambda: judge.judge(part), seconds["engine"])
+        plain = clocked(lambda: full_prompts(judge, part), seconds["full prompts"])
+        said = clocked(lambda: generating(judge, comparisons[:few]), seconds["generating"])
     rates = {k: sizes[k] / min(seconds[k]) for k in seconds}
     off = max(
         abs(a - b)
@@ -147,11 +168,12 @@ def timed(judge: RScorer, asks: Asks, rounds: int, few: int) -> dict[str, float]
     table(["judge", "comparisons timed", "comparisons/s", "engine is faster by"], rows)
     print(f"Greatest difference of a probability from full prompts: {off:.1e}; verdicts equal to")
     print(f"the written ones: {same:.1%} of {len(said)}.\n")
-    done = judge.work
+    done = judge.counts
     return {
         "speedup_generating_judge": rates["engine"] / rates["generating"],
         "speedup_full_prompt": rates["engine"] / rates["full prompts"],
-        "token_amplification": (done.forwarded - work.forwarded) / (done.needed - work.needed),
+        "token_amplification": (done.forwarded - work.forwarded) / rounds / needed(judge, part),
+        "padding": (done.forwarded - work.forwarded) / (done.needed - work.needed),
         "comparisons": len(part),
         "greatest_difference": off,
     }
@@ -166,12 +188,12 @@ def scores(judgments: Sequence[Judgment]) -> dict[int, float]:
 
 
 def agreement(
-    judge: Any, asks: Asks, noise: Noise | None = None
+    judge: Any, asks: Asks, noise: Noise | None = None, tie: float = TIE
 ) -> tuple[float, float, dict[int, tuple[int, int, int, int]]]:
     """Share of equal outcomes, share of comparisons, and both as counts by candidates."""
     noise = noise or Noise()
     asks = [(s, own) for s, own in asks if len(own) > 1]
-    schedule = Schedule(scores, MARGIN, TIE, noise=noise)
+    schedule = Schedule(scores, MARGIN, tie, noise=noise)
     made = compare(judge, asks, schedule)
     full = judge.judge([c for s, own in asks for c in all_comparisons(s, own)])
     by: dict[int, tuple[int, int, int, int]] = {}
@@ -179,8 +201,8 @@ def agreement(
         logprobs = {c.index: c.logprob for c in own}
         asked = [g for g in made if g.sample_id == s.id]
         every = [g for g in full if g.sample_id == s.id]
-        found = decide(scores([*asked, *imputed(own, asked, noise)]), logprobs, MARGIN, TIE)
-        wanted = decide(scores(every), logprobs, MARGIN, TIE)
+        found = decide(scores([*asked, *imputed(own, asked, noise)]), logprobs, MARGIN, tie)
+        wanted = decide(scores(every), logprobs, MARGIN, tie)
         n, same, spent, all_ = by.get(len(own), (0, 0, 0, 0))
         by[len(own)] = (n + 1, same + (found == wanted), spent + len(asked), all_ + len(every))
     total = [sum(column) for column in zip(*by.values(), strict=True)]
@@ -221,6 +243,12 @@ def simulated(samples: int) -> list[list[str]]:
         ]
         same, share, _ = agreement(ScriptedJudge(noisy(sd)), asks, known(sd))
         rows.append([f"noise {sd}, {n} candidates", str(samples), f"{same:.3f}", f"{share:.3f}"])
+        if n == 6:
+            same, share, _ = agreement(ScriptedJudge(noisy(sd)), asks)
+            rows.append(
+                [f"noise {sd}, {n} candidates, not told", str(samples), f"{same:.3f}",
+                 f"{share:.3f}"]
+            )  # fmt: skip
     return rows
 
 
@@ -247,12 +275,14 @@ def main() -> None:
         )
         figures = timed(judge, asks, args.rounds, few=100)
         same, share, by = agreement(judge, asks)
+        strict = agreement(judge, asks, tie=0.0)
     rows = [
         [f"mini-judge, {n} candidates", str(k[0]), f"{k[1] / k[0]:.3f}", f"{k[2] / k[3]:.3f}"]
         for n, k in sorted(by.items())
     ]
     samples = sum(k[0] for k in by.values())
     rows.append(["mini-judge, all", str(samples), f"{same:.3f}", f"{share:.3f}"])
+    rows.append(["mini-judge, all, tie 0", str(samples), f"{strict[0]:.3f}", f"{strict[1]:.3f}"])
     print(f"Adaptive against all ordered pairs: same chosen and rejected (margin {MARGIN}, tie")
     print(f"{TIE}), and share of the comparisons\n")
     table(["judge", "samples", "same", "share"], rows + simulated(args.simulated))

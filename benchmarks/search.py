@@ -387,7 +387,7 @@ def account(
     finally:
         for handle in seen.handles:
             handle.remove()
-    work = engine.work
+    work = engine.counts
     return {
         "token_amplification": seen.forwarded / (work.prompt_tokens + seen.needed),
         "token_amplification_by_engine": (work.prompt_slots + work.tokens)

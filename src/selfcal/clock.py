@@ -69,5 +69,5 @@ def take() -> dict[str, float]:
 def _wait() -> None:
     import torch
 
-    if torch.cuda.is_available():
+    if torch.cuda.is_initialized():
         torch.cuda.synchronize()

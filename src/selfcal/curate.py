@@ -143,22 +143,29 @@ def decide(
 
     Scores up to `tie` from the best (the worst) count as equal to it, and equal ones go to the
     candidate that the model finds likelier, then to the lower index, so that the result does not
-    depend on order. A gap of at most `2 * tie` is none, so that nobody is both best and worst.
+    depend on order. A gap of at most `2 * tie` is none, so that nobody is both best and worst; the
+    margin is that of the two who are taken.
     """
     if len(scores) < 2:
         return None
-    rounded, gap = _gap(scores)
-    if gap <= round(2 * tie, _DIGITS) or gap < margin:
+    ends = _ends(scores, logprobs, tie)
+    if ends is None:
         return None
+    best, worst = ends
+    return ends if round(scores[best] - scores[worst], _DIGITS) >= margin else None
+
+
+def _ends(
+    scores: Mapping[int, float], logprobs: Mapping[int, float], tie: float
+) -> tuple[int, int] | None:
+    """Best and worst, or None without a gap."""
+    rounded = {i: round(s, _DIGITS) for i, s in scores.items()}
     high, low = max(rounded.values()), min(rounded.values())
+    if round(high - low, _DIGITS) <= round(2 * tie, _DIGITS):
+        return None
     best = [i for i, s in rounded.items() if round(high - s, _DIGITS) <= tie]
     worst = [i for i, s in rounded.items() if round(s - low, _DIGITS) <= tie]
     return _likeliest(best, logprobs), _likeliest(worst, logprobs)
-
-
-def _gap(scores: Mapping[int, float]) -> tuple[Scores, float]:
-    rounded = {i: round(s, _DIGITS) for i, s in scores.items()}
-    return rounded, round(max(rounded.values()) - min(rounded.values()), _DIGITS)
 
 
 def _likeliest(indices: Iterable[int], logprobs: Mapping[int, float]) -> int:
@@ -202,13 +209,12 @@ def _curate_one(
         return Drop(sample_id, "pairs", "one-candidate")
     if len(scores) < 2:
         return Drop(sample_id, "pairs", "unscored")
-    found = decide(scores, {i: c.logprob for i, c in own.items()}, margin, tie)
-    rounded, gap = _gap(scores)
-    if found is None:
-        if gap <= round(2 * tie, _DIGITS):
-            return Drop(sample_id, "pairs", "no-gap")
-        return Drop(sample_id, "pairs", "below-margin", f"{gap:.3f} < {margin:.3f}")
-    best, worst = found
-    return PreferencePair(
-        sample_id, own[best].text, own[worst].text, best, worst, rounded[best], rounded[worst]
-    )
+    logprobs = {i: c.logprob for i, c in own.items()}
+    ends = _ends(scores, logprobs, tie)
+    if ends is None:
+        return Drop(sample_id, "pairs", "no-gap")
+    best, worst = ends
+    high, low = round(scores[best], _DIGITS), round(scores[worst], _DIGITS)
+    if decide(scores, logprobs, margin, tie) is None:
+        return Drop(sample_id, "pairs", "below-margin", f"{high - low:.3f} < {margin:.3f}")
+    return PreferencePair(sample_id, own[best].text, own[worst].text, best, worst, high, low)

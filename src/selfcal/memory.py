@@ -13,6 +13,8 @@ _SHARE_GPU = 0.8
 _SHARE_CPU = 0.5
 """Others use the memory, too."""
 _CGROUP = Path("/sys/fs/cgroup")
+_RECLAIMABLE = ("inactive_file", "active_file")
+_SAID = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
 
 
 def free_bytes(device: str) -> int:
@@ -31,7 +33,10 @@ def _container_bytes() -> int:
     try:
         limit = (_CGROUP / "memory.max").read_text().strip()
         used = int((_CGROUP / "memory.current").read_text())
-        return 2**62 if limit == "max" else max(0, int(limit) - used)
+        lines = (_CGROUP / "memory.stat").read_text().splitlines()
+        # pages of files that were read: counted as used, given back as soon as they are wanted
+        files = sum(int(n) for name, n in map(str.split, lines) if name in _RECLAIMABLE)
+        return 2**62 if limit == "max" else max(0, int(limit) - used + files)
     except (OSError, ValueError):
         return 2**62
 
@@ -42,7 +47,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    return isinstance(error, RuntimeError) and any(said in str(error) for said in _SAID)
 
 
 def attempt(work: Callable[[], T]) -> tuple[T | None, str]:

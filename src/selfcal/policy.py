@@ -123,7 +123,7 @@ class Policy:
     def encode_prompts(self, prompts: Sequence[Prompt]) -> dict[str, torch.Tensor]:
         """Prompts as one left-padded batch, on the CPU."""
         batch = self.processor(
-            images=[p.image for p in prompts],
+            images=[[p.image] for p in prompts],  # one list a prompt: some families insist
             text=[p.text for p in prompts],
             padding=True,
             padding_side="left",

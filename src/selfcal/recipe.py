@@ -155,7 +155,8 @@ class Search(Settings):
     batch_rows: Positive = 192
     """Rows decoded at once, at most."""
     cache_gib: Annotated[float, Field(gt=0)] | None = None
-    """Memory for keys and values; None: a share of what is free. Fewer rows if they do not fit."""
+    """Memory for keys and values, in evaluation too; None: a share of what is free. Fewer rows if
+    they do not fit."""
     prompt_tokens: Positive = 8192
     """Text tokens of prompts that are read at once, at most."""
 
@@ -238,6 +239,11 @@ class Recipe(Settings):
             endpoint = part.labels if name == "judge" else part
             if endpoint.kind == "endpoint" and not endpoint.endpoint.model:
                 raise ValueError(f"{name}: kind `endpoint` needs endpoint.model")
+        if self.judge.schedule == "adaptive" and not self.curate.tie:
+            raise ValueError(
+                "judge.schedule: `adaptive` needs curate.tie above 0 (such as 0.05), because a "
+                "score's last digits hang on all comparisons"
+            )
         return self
 
 

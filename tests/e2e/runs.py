@@ -10,6 +10,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from selfcal.methods.parts.search import ENGINE
 from selfcal.pipeline import locate, pin
 from selfcal.recipe import Recipe, load_recipe
 from selfcal.stage import Stage
@@ -94,7 +95,8 @@ def outcome(recipe: Recipe, run: Path) -> dict[str, dict[str, Any]]:
             # PEFT writes the path of its base there, and sets in any order
             if name not in ("adapter/README.md", "adapter/adapter_config.json")
         }
-        found[p.stage.name] = {"files": files, "stats": near(manifest["stats"])}
+        stats = {k: v for k, v in manifest["stats"].items() if k != ENGINE}
+        found[p.stage.name] = {"files": files, "stats": near(stats)}
     return found
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
-from transformers import DynamicCache, PreTrainedTokenizerFast
+from transformers import DynamicCache, LlamaConfig, PreTrainedTokenizerFast
 from transformers.cache_utils import Cache
 
 from selfcal.image import ImageError
@@ -93,7 +93,7 @@ def test_padded_prompts_give_the_same(
 ) -> None:
     monkeypatch.setattr(prompts, "_PADDING", 100.0)
     found = searched(talkative, samples, LIMITS)
-    assert found.engine.work.prompt_slots > found.engine.work.prompt_tokens
+    assert found.engine.counts.prompt_slots > found.engine.counts.prompt_tokens
     assert same(found.trees, done.trees)
 
 
@@ -103,7 +103,7 @@ def test_a_small_cache_changes_nothing(
 ) -> None:
     """Of one, a few and some more rows; even a cache too small for one row has one."""
     found = searched(talkative, samples[:5], LIMITS, may=Limits(cache_bytes=cache_bytes))
-    work = found.engine.work
+    work = found.engine.counts
     assert work.capacity < 192 * work.steps
     assert same(found.trees, done.trees[:5])
 
@@ -277,7 +277,7 @@ def test_every_token_and_image_is_computed_once(
         out = searched(policy, some, limits, may=Limits(rows))
     finally:
         tower.remove()
-    work = out.engine.work
+    work = out.engine.counts
     needed = prefixes(out.trees)
     assert work.tokens == sum(model.rows("step")) == len(needed)
     assert work.steps == len(model.rows("step"))
@@ -342,7 +342,7 @@ def test_a_step_that_runs_out_of_memory_is_done_again_with_half_the_rows(
     policy, model = watched(talkative, fails=fails)
     out = searched(policy, samples[:4], LIMITS, may=Limits(rows=8))
     assert same(out.trees, done.trees[:4])
-    work = out.engine.work
+    work = out.engine.counts
     assert work.back_offs == 1
     assert work.tokens == sum(model.rows("step")) == len(prefixes(out.trees))
     assert max(model.rows("step")[at:]) <= 4
@@ -360,7 +360,7 @@ def test_memory_that_runs_out_again_and_again(
     policy, model = watched(talkative, fails=fails)
     out = searched(policy, samples[:5], LIMITS, may=Limits(rows=16))
     assert same(out.trees, done.trees[:5])
-    assert out.engine.work.back_offs == len(model.failed) <= 3
+    assert out.engine.counts.back_offs == len(model.failed) <= 3
     assert max(model.rows("step")) == 2
 
 
@@ -372,7 +372,7 @@ def test_prompts_that_run_out_of_memory_are_read_by_halves(
     error: Callable[[], Exception],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Before anything is decoded: eight prompts at once fail, and four, and two do not."""
+    """The first prompt is read alone; then seven at once fail, and four, and three; two do not."""
     monkeypatch.setattr(prompts, "_PADDING", 100.0)
 
     def fails(kind: str, number: int, rows: int) -> Exception | None:
@@ -381,10 +381,10 @@ def test_prompts_that_run_out_of_memory_are_read_by_halves(
     policy, model = watched(talkative, fails=fails)
     out = searched(policy, samples[:8], LIMITS, may=Limits(rows=64))
     assert same(out.trees, done.trees[:8])
-    assert [rows for _, rows in model.failed] == [8, 4, 4]
-    assert out.engine.work.back_offs == 3
-    assert out.engine.work.images == 8
-    assert out.engine.work.capacity == 64 * out.engine.work.steps  # no row was in the way
+    assert [rows for _, rows in model.failed] == [7, 4, 3]
+    assert out.engine.counts.back_offs == 3
+    assert out.engine.counts.images == 8
+    assert out.engine.counts.capacity == 64 * out.engine.counts.steps  # no row was in the way
 
 
 def test_a_prompt_that_does_not_fit_beside_the_rows_halves_them(
@@ -397,7 +397,7 @@ def test_a_prompt_that_does_not_fit_beside_the_rows_halves_them(
     out = searched(policy, samples[:6], LIMITS, may=Limits(rows=8))
     assert same(out.trees, done.trees[:6])
     assert model.failed == [("prompt", 1)]
-    work = out.engine.work
+    work = out.engine.counts
     assert work.back_offs == 1
     assert 4 * work.steps < work.capacity < 8 * work.steps
     assert work.tokens == len(prefixes(out.trees))
@@ -417,8 +417,8 @@ def test_slots_that_do_not_fit_are_made_with_half_the_rows(
     monkeypatch.setattr(Slots, "__init__", making)
     out = searched(talkative, samples[:5], LIMITS, may=Limits(rows=8))
     assert same(out.trees, done.trees[:5])
-    assert out.engine.work.back_offs == 2
-    assert out.engine.work.capacity == 2 * out.engine.work.steps
+    assert out.engine.counts.back_offs == 2
+    assert out.engine.counts.capacity == 2 * out.engine.counts.steps
 
 
 @pytest.mark.parametrize("used", [1, 3, 7])
@@ -531,6 +531,8 @@ def test_a_job_that_asks_nothing_is_done_at_once(talkative: Policy, samples: lis
 class ScriptedModel:
     """Says the same tokens in every row, each with near certainty."""
 
+    config = LlamaConfig(num_hidden_layers=1)
+
     def __init__(self, script: list[int], prompt: int, vocabulary: int) -> None:
         self.script, self.prompt, self.vocabulary = script, prompt, vocabulary
         self.fed: list[int] = []
@@ -589,7 +591,7 @@ def said(policy: Any, limit: int = 40, draws: int = 2, whole: bool = False) -> l
 
     engine = Engine(policy, Sampling(), limit, Limits(rows=4), whole)
     (sentences,) = engine.run([Sample("s", "", "", "")], start)
-    assert engine.work.tokens == len(policy.model.fed)
+    assert engine.counts.tokens == len(policy.model.fed)
     return sentences
 
 

@@ -35,7 +35,7 @@ def test_the_tree_is_that_of_a_plain_search(policy: FakePolicy, plain: Plain, ro
     """With 64 rows all prompts are read in one batch, padded; with 2 rows each by itself."""
     done = searched(policy, SAMPLES, LIMITS, may=Limits(rows))
     assert same(done.trees, [plain.tree(s, LIMITS) for s in SAMPLES])
-    work = done.engine.work
+    work = done.engine.counts
     assert (work.prompt_slots > work.prompt_tokens) == (rows == 64)
 
 
@@ -60,7 +60,7 @@ def test_a_repetition_penalty_sees_the_prompt_without_its_padding() -> None:
 
 
 def test_a_model_with_recurrent_layers_is_refused() -> None:
-    with pytest.raises(ModelError, match=r"layer 0 of the policy .* without recurrent layers"):
+    with pytest.raises(ModelError, match=r"layer 0 keeps its state in .* without recurrent layers"):
         searched(recurrent(), SAMPLES, LIMITS)
 
 

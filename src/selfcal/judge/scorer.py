@@ -19,7 +19,7 @@ from selfcal.policy import ModelError, model_path, pick_device
 from selfcal.types import Candidate, Judgment, Sample, Verdict
 
 if TYPE_CHECKING:
-    from selfcal.judge.sharing import Work
+    from selfcal.judge.sharing import Counts
 
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 
@@ -145,11 +145,13 @@ class RScorer:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         from selfcal.judge.sharing import Forward
+        from selfcal.kv import unfit_layer
 
         self._device = pick_device(device)
         try:
             self._tokenizer: Any = AutoTokenizer.from_pretrained(model_path(path))
-            model = AutoModelForCausalLM.from_pretrained(model_path(path), dtype=dtype)
+            with spent("disk"):
+                model = AutoModelForCausalLM.from_pretrained(model_path(path), dtype=dtype)
         except (OSError, ValueError, KeyError) as error:
             first = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise ModelError(
@@ -162,12 +164,15 @@ class RScorer:
         self._writer = PromptWriter(prompt)
         self._min_mass = min_mass
         self._limit = int(getattr(self._model.config, "max_position_embeddings", 2**30))
+        # padding between pieces could push tokens out of a window; recurrent layers share nothing
+        self._window = _window(self._model.config)
+        self._shares = not unfit_layer(self._model.config)
         self._forward = Forward(self._model, self._tokenizer.pad_token_id, self._device, batch_size)
 
     @property
-    def work(self) -> Work:
+    def counts(self) -> Counts:
         """What it computed so far."""
-        return self._forward.work
+        return self._forward.counts
 
     def judge(self, comparisons: Sequence[Comparison]) -> list[Judgment]:
         """Compare; a prompt longer than the model's context is unscored."""
@@ -176,8 +181,7 @@ class RScorer:
         asked = [i for i, p in enumerate(prompts) if len(p) <= self._limit]
         out = [judgment(c, None) for c in comparisons]
         for i, p in self._probabilities(
-            [prompts[i] for i in asked],
-            [(comparisons[i].sample.id, comparisons[i].first.index) for i in asked],
+            [prompts[i] for i in asked], [comparisons[i] for i in asked]
         ):
             out[asked[i]] = judgment(comparisons[asked[i]], p)
         return out
@@ -203,7 +207,7 @@ class RScorer:
         return prompts
 
     def _probabilities(
-        self, prompts: list[list[int]], groups: list[tuple[str, int]]
+        self, prompts: list[list[int]], asked: list[Comparison]
     ) -> Iterator[tuple[int, list[float] | None]]:
         """Number of each prompt, and its verdict probabilities; None: too little mass."""
         import torch
@@ -212,9 +216,10 @@ class RScorer:
 
         if not prompts:
             return
-        roots = tree(prompts, groups)
-        if self._short_sighted(max(map(len, prompts))):
-            roots = [Piece(ids, prompt=i) for i, ids in enumerate(prompts)]
+        shared = self._shares and (not self._window or 4 * max(map(len, prompts)) <= self._window)
+        groups = [(c.sample.id, c.first.index) for c in asked]
+        alone = [Piece(ids, prompt=i) for i, ids in enumerate(prompts)]
+        roots = tree(prompts, groups) if shared else alone
         for numbers, logits in self._forward.logits(roots):
             everything = torch.softmax(logits, dim=-1)[:, self._words]
             mass = everything.sum(dim=-1)
@@ -222,9 +227,10 @@ class RScorer:
             for i, p, m in zip(numbers, shares.tolist(), mass.tolist(), strict=True):
                 yield i, p if m >= self._min_mass else None
 
-    def _short_sighted(self, longest: int) -> bool:
-        """Whether padding between pieces could push tokens out of a sliding window."""
-        config = self._model.config.get_text_config()
-        window = int(getattr(config, "sliding_window", None) or 0)
-        types = getattr(config, "layer_types", None) or []
-        return "sliding_attention" in types and 2 * longest > window
+
+def _window(config: Any) -> int:
+    """Tokens that a model's sliding layers see; 0 without any."""
+    text = config.get_text_config()
+    types = getattr(text, "layer_types", None)
+    slides = not types or "sliding_attention" in types
+    return int(getattr(text, "sliding_window", None) or 0) if slides else 0

@@ -15,10 +15,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from transformers.cache_utils import Cache, CacheLayerMixin
+from transformers.cache_utils import Cache
 
 from selfcal.clock import spent
-from selfcal.memory import is_out_of_memory, release
+from selfcal.kv import GivenLayer, whole_cache
+from selfcal.memory import attempt
 from selfcal.policy import ModelError
 
 if TYPE_CHECKING:
@@ -43,13 +44,15 @@ class Piece:
 
 
 @dataclass(slots=True)
-class Work:
+class Counts:
     """What was computed, in tokens."""
 
     needed: int = 0
     forwarded: int = 0
     """With padding."""
     prompts: int = 0
+    back_offs: int = 0
+    """How often memory ran out."""
 
 
 @dataclass(slots=True)
@@ -65,18 +68,12 @@ class _States:
     """Tokens of each row, [rows]."""
 
 
-class _Layer(CacheLayerMixin):
+class _Layer(GivenLayer):
     """The states of what came before, gathered when the layer asks for them, and its own."""
-
-    is_sliding = False
 
     def __init__(self, before: _States, rows: torch.Tensor, layer: int, keep: bool) -> None:
         super().__init__()
         self._before, self._rows, self._layer, self._keep = before, rows, layer, keep
-        self.is_initialized = True
-
-    def lazy_initialization(self, key_states: Any, value_states: Any) -> None:
-        """Nothing to prepare."""
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
@@ -97,65 +94,58 @@ class _Layer(CacheLayerMixin):
         """Columns of what came before."""
         return int(self._before.mask.shape[1])
 
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """All columns, from the first one."""
-        return self.get_seq_length() + query_length, 0
-
-    def get_max_length(self) -> int:
-        """No limit of its own."""
-        return -1
-
 
 class Forward:
     """Passes of one causal language model."""
 
     def __init__(self, model: Any, pad_id: int, device: str, rows: int) -> None:
         """At most `rows` rows a pass."""
-        self.work = Work()
+        self.counts = Counts()
         self.rows = rows
         self._model, self._pad, self._device = model, pad_id, device
 
     def logits(self, roots: Sequence[Piece]) -> Iterator[tuple[list[int], torch.Tensor]]:
-        """Numbers of prompts, and the logits after their last tokens, [prompts, vocabulary]."""
+        """Numbers of prompts, and the logits after their last tokens, [prompts, vocabulary].
+
+        Raises:
+            ModelError: memory is too small for a single comparison.
+        """
         yield from self._descend(roots, None)
 
     def _descend(
         self, pieces: Sequence[Piece], before: _States | None
     ) -> Iterator[tuple[list[int], torch.Tensor]]:
-        for batch in _batches(pieces, self.rows):
-            try:
-                states, logits = self._pass(batch, before)
-            except Exception as error:
-                if not is_out_of_memory(error):
-                    raise
-                self._back_off(len(batch), error)
-                yield from self._descend(batch, before)
+        left = sorted(pieces, key=lambda p: len(p.tokens))
+        while left:
+            batch = _batch(left, self.rows)
+            made, said = attempt(lambda batch=batch: self._pass(batch, before))  # type: ignore[misc]
+            if made is None:
+                self._back_off(len(batch), said)
                 continue
+            states, logits = made
+            left = left[len(batch) :]
             ends = [row for row, piece in enumerate(batch) if piece.prompt >= 0]
             if ends:
-                self.work.prompts += len(ends)
+                self.counts.prompts += len(ends)
                 yield [batch[row].prompt for row in ends], logits[ends]
-            following = [piece for first in batch for piece in first.after]
-            if following:
-                for row, first in enumerate(batch):
-                    for piece in first.after:
-                        piece.row = row
-                yield from self._descend(following, states)
+            for row, first in enumerate(batch):
+                for piece in first.after:
+                    piece.row = row
+            yield from self._descend([p for first in batch for p in first.after], states)
 
-    def _back_off(self, rows: int, error: Exception) -> None:
+    def _back_off(self, rows: int, said: str) -> None:
         if rows == 1:
             raise ModelError(
-                "the judge runs out of memory with a single comparison "
-                f"({str(error).splitlines()[0]}): give a smaller judge.model or more memory"
-            ) from error
-        release()
-        self.rows = max(1, rows // 2)
+                f"the judge runs out of memory ({said}): give a smaller judge.batch_size or "
+                "judge.model, or more memory"
+            )
+        self.counts.back_offs += 1
+        self.rows = min(self.rows, rows // 2)
 
     def _pass(
         self, batch: Sequence[Piece], before: _States | None
     ) -> tuple[_States | None, torch.Tensor]:
         import torch
-        from transformers import DynamicCache
 
         keep = any(piece.after for piece in batch)
         width = max(len(piece.tokens) for piece in batch)
@@ -169,7 +159,7 @@ class Forward:
         mask = columns >= starts[:, None]
         positions = (columns - starts[:, None]).clamp(min=0)
         lengths = width - starts
-        cache: Cache = DynamicCache()
+        cache: Cache | None = whole_cache() if keep else None
         if before is not None:
             rows = torch.tensor([piece.row for piece in batch], device=self._device)
             layers = range(len(before.keys))
@@ -180,12 +170,12 @@ class Forward:
         with spent("model"), torch.inference_mode():
             out = self._model(
                 input_ids=ids, attention_mask=mask.long(), position_ids=positions,
-                past_key_values=cache, use_cache=True, logits_to_keep=1,
+                past_key_values=cache, use_cache=cache is not None, logits_to_keep=1,
             )  # fmt: skip
-        self.work.needed += sum(len(piece.tokens) for piece in batch)
-        self.work.forwarded += ids.numel()
+        self.counts.needed += sum(len(piece.tokens) for piece in batch)
+        self.counts.forwarded += ids.numel()
         states = None
-        if keep:
+        if keep and cache is not None:
             states = _States(
                 [layer.keys for layer in cache.layers], [layer.values for layer in cache.layers],
                 mask, lengths,
@@ -193,21 +183,15 @@ class Forward:
         return states, out.logits[:, -1].float()
 
 
-def _batches(pieces: Sequence[Piece], rows: int) -> Iterator[list[Piece]]:
-    """Batches of like length, of at most so many rows."""
-    batch: list[Piece] = []
+def _batch(pieces: Sequence[Piece], rows: int) -> list[Piece]:
+    """The first of sorted pieces, as many as are of like length, and at most `rows`."""
     tokens = 0
-    for piece in sorted(pieces, key=lambda p: len(p.tokens)):
-        size = len(piece.tokens)  # the longest so far
-        padded = size * (len(batch) + 1)
-        waste = padded > (tokens + size) * (1 + _PADDING) and len(batch) >= _FEW
-        if batch and (waste or len(batch) >= rows):
-            yield batch
-            batch, tokens = [], 0
-        batch.append(piece)
-        tokens += size
-    if batch:
-        yield batch
+    for n, piece in enumerate(pieces):
+        tokens += len(piece.tokens)
+        waste = len(piece.tokens) * (n + 1) > tokens * (1 + _PADDING) and n >= _FEW
+        if n and (waste or n >= rows):
+            return list(pieces[:n])
+    return list(pieces)
 
 
 def tree(prompts: Sequence[Sequence[int]], groups: Sequence[tuple[object, object]]) -> list[Piece]:
@@ -231,6 +215,8 @@ def _split(
     """Pieces of some prompts from token `start` on, all of which are alike up to there."""
     if not keys:
         return [Piece(list(prompts[i][start:]), prompt=i) for i in numbers]
+    if len(numbers) == 1:
+        return [Piece(list(prompts[numbers[0]][start:]), prompt=numbers[0])]
     common = _common([prompts[i] for i in numbers], start)
     by: dict[object, list[int]] = {}
     for i in numbers:

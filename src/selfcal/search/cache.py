@@ -13,8 +13,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
+from transformers.cache_utils import Cache
 
+from selfcal.kv import GivenLayer
 from selfcal.policy import ModelError
 
 if TYPE_CHECKING:
@@ -57,22 +58,12 @@ class Segment:
             at = at.before
 
 
-def check_cache(config: Any) -> None:
-    """Refuse a model that keeps more than keys and values for every token.
-
-    Raises:
-        ModelError: it does; names the layer.
-    """
-    for i, layer in enumerate(DynamicCache(config=config).layers):
-        if not isinstance(layer, CacheLayerMixin):
-            raise _not_by_row(i, layer)
-
-
-def _not_by_row(i: int, layer: object) -> ModelError:
+def not_by_row(why: str) -> ModelError:
+    """The error where a model's cache cannot be gathered by row."""
     return ModelError(
-        f"layer {i} of the policy keeps its state in a {type(layer).__name__}, which cannot be "
-        "gathered by row: the search needs attention layers that keep keys and values for every "
-        "token; use a model without recurrent layers"
+        f"the policy's cache cannot be gathered by row ({why}): the search needs attention layers "
+        "that keep keys and values for every token; use a model without recurrent layers and "
+        "cross-attention"
     )
 
 
@@ -97,7 +88,7 @@ class Layout:
         for i, layer in enumerate(cache.layers):
             keys, values = getattr(layer, "keys", None), getattr(layer, "values", None)
             if keys is None or values is None or keys.ndim != 4:
-                raise _not_by_row(i, layer)
+                raise not_by_row(f"layer {i} keeps its state in a {type(layer).__name__}")
             self.places.append((self._place(keys), self._place(values)))
             self.dtype, self.device = keys.dtype, keys.device
         self.column_bytes = self.dtype.itemsize * sum(
@@ -124,32 +115,22 @@ class Layout:
         import torch
 
         banks: list[list[Any]] = [[] for _ in self.shapes]
-        for layer, places in zip(cache.layers, self.places, strict=True):
+        for i, (layer, places) in enumerate(zip(cache.layers, self.places, strict=True)):
             for states, (bank, _) in zip((layer.keys, layer.values), places, strict=True):
                 banks[bank].append(states)
-        if any(s.shape[2] != columns for own in banks for s in own):
-            raise ModelError(
-                "a layer of the policy does not keep one column for every token (cross-attention, "
-                "or a cache that drops tokens): use a model that attends to all tokens alike"
-            )
-        stacked = [torch.stack(own) for own in banks]
+                if states.shape[2] != columns:
+                    raise not_by_row(f"layer {i} has no column for every token")
         for row, width in enumerate(widths):
             # a copy, so that the batch it was read in can be freed
-            yield [s[:, row, :, s.shape[3] - width :].clone() for s in stacked]
+            yield [torch.stack([s[row, :, columns - width :] for s in own]) for own in banks]
 
 
-class _Layer(CacheLayerMixin):
+class _Layer(GivenLayer):
     """One layer of `Slots`, as transformers asks for it."""
-
-    is_sliding = False  # all columns are kept; the mask knows the window
 
     def __init__(self, slots: Slots, keys: torch.Tensor, values: torch.Tensor) -> None:
         super().__init__()
         self._slots, self._keys, self._values = slots, keys, values
-        self.is_initialized = True
-
-    def lazy_initialization(self, key_states: Any, value_states: Any) -> None:
-        """Nothing: the banks are there."""
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
@@ -164,14 +145,6 @@ class _Layer(CacheLayerMixin):
     def get_seq_length(self) -> int:
         """Columns before the step's own."""
         return self._slots.end - self._slots.begin
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Columns with the step's own, and the first one's number."""
-        return self.get_seq_length() + query_length, 0
-
-    def get_max_length(self) -> int:
-        """No limit of its own."""
-        return -1
 
 
 class Slots:
@@ -209,11 +182,8 @@ class Slots:
         """
         if longest >= self.columns:
             raise ValueError(f"{longest} columns do not fit into {self.columns}")
-        used = self.end - self.begin
-        if self.end >= longest and self.end < self.columns:
-            return
-        # as far left as it goes, so that most steps pass before the next move
-        self._move(max(longest, used))
+        if not longest <= self.end < self.columns:
+            self._move(longest)  # as far left as it goes: most steps pass before the next move
 
     def _move(self, end: int) -> None:
         """Move all columns so that they end at `end`, without any memory beside."""
@@ -244,6 +214,10 @@ class Slots:
                 :, source, :, self.end - length : self.end
             ]
 
-    def tail(self, slot: int, length: int) -> list[torch.Tensor]:
+    def tail(self, slot: int, length: int, device: str | None = None) -> list[torch.Tensor]:
         """A copy of a slot's last `length` columns, as a segment's states."""
-        return [b[:, slot, :, self.end - length : self.end].clone() for b in self._banks]
+        import torch
+
+        own = [b[:, slot, :, self.end - length : self.end] for b in self._banks]
+        # layer by layer where memory is short
+        return [torch.stack([s.to(device) for s in o]) if device else o.clone() for o in own]

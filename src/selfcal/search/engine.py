@@ -25,17 +25,18 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from selfcal.clock import spent
+from selfcal.kv import unfit_layer, whole_cache
 from selfcal.memory import attempt
 from selfcal.policy import Policy
-from selfcal.search.cache import Layout, Segment, check_cache
-from selfcal.search.jobs import Ask, Job, Limits, Place, Sentence, Work
+from selfcal.search.cache import Layout, Segment, not_by_row
+from selfcal.search.jobs import Ask, Counts, Job, Limits, Place, Sentence
 from selfcal.search.prompts import Arrival, Prompts
 from selfcal.search.rows import Request, Rows, Running, Strand, too_large
 from selfcal.search.sampling import Sampling, draw
 from selfcal.search.sentences import Sentences
 from selfcal.types import Sample
 
-__all__ = ["Ask", "Engine", "Job", "Limits", "Place", "Sentence", "Work"]
+__all__ = ["Ask", "Counts", "Engine", "Job", "Limits", "Place", "Sentence"]
 
 if TYPE_CHECKING:
     import torch
@@ -66,16 +67,16 @@ class Engine:
         Raises:
             ModelError: the model's cache cannot be gathered by row.
         """
-        if hasattr(policy.model, "config"):
-            check_cache(policy.model.config)
-        self.work = Work()
+        if why := unfit_layer(policy.model.config):
+            raise not_by_row(why)
+        self.counts = Counts()
         self._policy, self._sampling = policy, sampling
         self._sentence_tokens, self._whole = sentence_tokens, whole
         self._limits = limits or Limits()
         self._sentences = Sentences(policy.tokenizer)
         self._stops = policy.stop_ids
         self._own_positions = _own_positions(policy.model)
-        self._rows = Rows(self._limits, policy.device, self.work)
+        self._rows = Rows(self._limits, policy.device, self.counts)
         self._fresh: list[Request] = []
         self._done: dict[int, Any] = {}
 
@@ -94,12 +95,11 @@ class Engine:
         import torch
 
         following = 0
-        enough = max(1, self._rows.most // 8)
         try:
-            with Prompts(self._policy, samples, enough, self._limits.prompt_tokens) as prompts:
+            with Prompts(self._policy, samples, self._limits.prompt_tokens) as prompts:
                 while not self._over(prompts):
                     with torch.inference_mode():
-                        self._admit(prompts, start, enough)
+                        self._admit(prompts, start)
                         if self._rows.active or self._fresh:
                             self._step()
                         self._rows.fill()
@@ -117,11 +117,9 @@ class Engine:
 
     # --- prompts --------------------------------------------------------------------------
 
-    def _admit(
-        self, prompts: Prompts, start: Callable[[Sample, Place], Job[Any]], enough: int
-    ) -> None:
+    def _admit(self, prompts: Prompts, start: Callable[[Sample, Place], Job[Any]]) -> None:
         """Read new prompts while too little is waiting for the slots."""
-        while len(self._rows.waiting) + len(self._fresh) < enough:
+        while len(self._rows.waiting) + len(self._fresh) < max(1, self._rows.most // 8):
             busy = self._rows.active or self._rows.waiting or self._fresh
             if busy and self._rows.crowded:
                 return
@@ -130,7 +128,10 @@ class Engine:
             if group is None:
                 return
             arrivals, batch = group
-            for arrival, place in zip(arrivals, self._read(prompts, arrivals, batch), strict=True):
+            places = self._read(prompts, arrivals, batch)
+            if not prompts.sized:
+                prompts.size(self._rows.prompts(places[0].segment.length))
+            for arrival, place in zip(arrivals, places, strict=True):
                 job = start(arrival.sample, place)
                 self._advance(Running(arrival.order, job), None)
 
@@ -146,7 +147,7 @@ class Engine:
                 raise too_large(said)
             self._rows.back_off(said)
         else:
-            self.work.back_offs += 1
+            self.counts.back_offs += 1
         half = (len(group) + 1) // 2
         parts = [group] if len(group) == 1 else [group[:half], group[half:]]
         return [
@@ -155,7 +156,6 @@ class Engine:
 
     def _prefill(self, batch: dict[str, torch.Tensor]) -> list[Place]:
         import torch
-        from transformers import DynamicCache
 
         batch = self._policy.place(batch)
         mask = batch["attention_mask"]
@@ -164,10 +164,9 @@ class Engine:
         if own is None:
             # the padding on the left takes no position, neither here nor in what follows
             batch["position_ids"] = (mask.cumsum(dim=1) - 1).clamp(min=0)
-        cache = DynamicCache()  # without a config no layer drops what is out of its window
         with spent("model"):
             out = self._policy.model(
-                **batch, past_key_values=cache, use_cache=True, logits_to_keep=1
+                **batch, past_key_values=whole_cache(), use_cache=True, logits_to_keep=1
             )
         widths = after.tolist()
         if own is not None:
@@ -176,9 +175,9 @@ class Engine:
             if self._rows.layout is None:
                 self._rows.layout = Layout(out.past_key_values)
             states = list(self._rows.layout.rows(out.past_key_values, widths, mask.shape[1]))
-        self.work.images += len(widths)
-        self.work.prompt_tokens += sum(widths)
-        self.work.prompt_slots += mask.numel()
+        self.counts.images += len(widths)
+        self.counts.prompt_tokens += sum(widths)
+        self.counts.prompt_slots += mask.numel()
         logits = out.logits[:, -1].float()
         histories: list[tuple[int, ...]] = [()] * len(widths)
         if self._sampling.needs_history:
@@ -266,9 +265,9 @@ class Engine:
         slots.end += 1
         for strand in active:
             strand.own += 1
-        self.work.tokens += len(active)
-        self.work.steps += 1
-        self.work.capacity += self._rows.most
+        self.counts.tokens += len(active)
+        self.counts.steps += 1
+        self.counts.capacity += self._rows.most
         return logits
 
     def _logits(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -281,7 +280,7 @@ class Engine:
     def _choose(self, rows: list[Strand], logits: torch.Tensor) -> None:
         """Draw the next token of every row; end, continue and fork strands accordingly."""
         with spent("sampling"):
-            uniforms = []
+            uniforms: list[list[float]] = []
             for s in rows:
                 own, at = s.request.uniforms, len(s.tokens)
                 full = at == self._sentence_tokens  # nothing is drawn: the sentence is over
@@ -289,7 +288,7 @@ class Engine:
             histories = None
             if self._sampling.needs_history:
                 histories = [(*s.request.place.history, *s.tokens) for s in rows]
-            tokens, gained = draw(logits, uniforms, self._sampling, histories)
+            tokens, gained = _draw(logits, uniforms, self._sampling, histories)
         closing: list[tuple[int, Strand, list[int]]] = []
         for i, strand in enumerate(rows):
             if len(strand.tokens) == self._sentence_tokens:
@@ -394,7 +393,25 @@ class Engine:
             text = self._sentences.text(strand.request.place.last, ids[:-1])
         self._give(strand.request, draws, Sentence(None, text, logprob, ids, ended=True))
 
-    # --- slots ----------------------------------------------------------------------------
+
+def _draw(
+    logits: torch.Tensor,
+    uniforms: list[list[float]],
+    sampling: Sampling,
+    histories: list[tuple[int, ...]] | None,
+) -> tuple[list[list[int]], list[list[float]]]:
+    """As `draw`; by halves, if memory runs out."""
+    found, said = attempt(lambda: draw(logits, uniforms, sampling, histories))
+    if found is not None:
+        return found
+    if len(uniforms) == 1:
+        raise too_large(said)
+    half = len(uniforms) // 2
+    parts = [
+        _draw(logits[at], uniforms[at], sampling, histories and histories[at])
+        for at in (slice(half), slice(half, None))
+    ]
+    return parts[0][0] + parts[1][0], parts[0][1] + parts[1][1]
 
 
 def _own_positions(model: Any) -> Any:
@@ -402,5 +419,5 @@ def _own_positions(model: Any) -> Any:
 
     There an image takes fewer positions than tokens; `rope_deltas` is each prompt's difference.
     """
-    inner = getattr(model, "model", None)
-    return inner if hasattr(inner, "get_rope_index") else None
+    parts = (getattr(model, "model", None), model)
+    return next((p for p in parts if hasattr(p, "get_rope_index")), None)

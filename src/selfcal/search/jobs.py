@@ -68,7 +68,7 @@ Job = Generator[list[Ask], list[list[Sentence]], T]
 
 
 @dataclass(slots=True)
-class Work:
+class Counts:
     """What the engine did, counted. Tokens include those of images."""
 
     prompt_tokens: int = 0
@@ -81,8 +81,15 @@ class Work:
     capacity: int = 0
     """Slots, summed over steps."""
     images: int = 0
+    """Prompts read, each with its image; what failed for lack of memory is not counted."""
     back_offs: int = 0
     """How often memory ran out."""
+
+    @property
+    def amplification(self) -> float:
+        """Tokens forwarded over tokens needed."""
+        needed = self.prompt_tokens + self.tokens
+        return (self.prompt_slots + self.tokens) / max(1, needed)
 
     @property
     def occupancy(self) -> float:

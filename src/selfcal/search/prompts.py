@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 _AHEAD = 2
 """Groups that are prepared before they are wanted."""
-_WINDOW = 4
+_WINDOW = 2
 """Groups among which prompts of like length are looked for."""
 _PADDING = 0.02
 """Share of a group's text tokens that may be padding."""
@@ -47,15 +47,21 @@ Group = tuple[list[Arrival], "dict[str, torch.Tensor]"]
 class Prompts:
     """A queue of groups, filled by a thread of its own; use it in a `with` block."""
 
-    def __init__(self, policy: Policy, samples: Iterable[Sample], group: int, tokens: int) -> None:
-        """Read `samples` in groups of at most `group` samples and `tokens` text tokens."""
-        self._policy, self._group, self._tokens = policy, group, tokens
+    def __init__(self, policy: Policy, samples: Iterable[Sample], tokens: int) -> None:
+        """Read `samples` in groups of at most `tokens` text tokens.
+
+        The first group is one sample; after it the thread waits for `size`, so that memory can be
+        reckoned first, and groups do not depend on who was faster.
+        """
+        self._policy, self._tokens = policy, tokens
         self._samples = samples
         self._ready: queue.Queue[Group | BaseException | None] = queue.Queue(_AHEAD)
         self._stopped = threading.Event()
+        self._sized = threading.Event()
+        self._group = 1
         self._encoding = threading.Lock()  # a fast tokenizer must not serve two threads
         self._over = False
-        self._thread = threading.Thread(target=self._work, name="prompts", daemon=True)
+        self._thread = threading.Thread(target=self._prepare, name="prompts", daemon=True)
 
     def __enter__(self) -> Prompts:
         """Start the thread."""
@@ -74,6 +80,16 @@ class Prompts:
             while True:
                 self._ready.get_nowait()
         self._thread.join()
+
+    @property
+    def sized(self) -> bool:
+        """Whether `size` was said."""
+        return self._sized.is_set()
+
+    def size(self, group: int) -> None:
+        """Say how many samples a group may have, once and for all."""
+        self._group = group
+        self._sized.set()
 
     def encode(self, group: Sequence[Arrival]) -> dict[str, torch.Tensor]:
         """A group as one batch on the CPU; both threads may ask."""
@@ -100,11 +116,14 @@ class Prompts:
         """Whether the last group was taken, as far as is known."""
         return self._over
 
-    def _work(self) -> None:
+    def _prepare(self) -> None:
         try:
             for group in self._groups():
                 if not self._put((group, self.encode(group))):
                     return
+                while not self._sized.wait(0.1):
+                    if self._stopped.is_set():
+                        return
             self._put(None)
         except BaseException as error:
             self._put(error)

@@ -16,7 +16,7 @@ from selfcal.clock import spent
 from selfcal.memory import attempt, free_bytes, release
 from selfcal.policy import ModelError
 from selfcal.search.cache import Layout, Ledger, Segment, Slots
-from selfcal.search.jobs import Job, Limits, Place, Sentence, Work
+from selfcal.search.jobs import Counts, Job, Limits, Place, Sentence
 
 _SEGMENTS = 0.3
 """Share of the cache budget for what waits; the rest is the slots'."""
@@ -69,10 +69,11 @@ class Strand:
 class Rows:
     """Strands in work and in wait, on one policy's device."""
 
-    def __init__(self, limits: Limits, device: str, work: Work) -> None:
-        """Nothing yet; `work` counts what happens."""
+    def __init__(self, limits: Limits, device: str, counts: Counts) -> None:
+        """Nothing yet; `counts` counts what happens."""
         self.most = limits.rows
-        """Slots, for now."""
+        """Slots, for now: fewer while responses are long, and for good once memory ran out."""
+        self._ceiling = limits.rows
         self.active: list[Strand] = []
         """In work: strand i is row i of the batch."""
         self.waiting: list[tuple[int, int, Strand]] = []
@@ -81,8 +82,20 @@ class Rows:
         self.layout: Layout | None = None
         self.ledger = Ledger()
         self._budget = limits.cache_bytes
-        self._device, self._work = device, work
+        self._device, self._counts = device, counts
         self._numbers = itertools.count()
+
+    def prompts(self, length: int) -> int:
+        """How many prompts of this length may be read at once."""
+        assert self.layout is not None
+        fits = int(_SEGMENTS * self.budget() / (2 * length * self.layout.column_bytes))
+        return max(1, min(self._ceiling // 8, fits))
+
+    def budget(self) -> int:
+        """Bytes for keys and values."""
+        if self._budget is None:
+            self._budget = free_bytes(self._device)
+        return self._budget
 
     @property
     def crowded(self) -> bool:
@@ -95,12 +108,16 @@ class Rows:
 
     def seal(self, strand: Strand) -> None:
         """Make a segment of what a strand has in its slot alone."""
-        if strand.own:
-            assert self.slots is not None
-            with spent("cache"):
-                states = self.slots.tail(strand.slot, strand.own)
-            strand.segment = Segment(strand.segment, states, self.ledger)
-            strand.own = 0
+        if not strand.own:
+            return
+        slots = self.slots
+        assert slots is not None
+        with spent("cache"):
+            states, _ = attempt(lambda: slots.tail(strand.slot, strand.own))
+            if states is None:  # no memory left: the host keeps it until it is loaded
+                states = slots.tail(strand.slot, strand.own, "cpu")
+        strand.segment = Segment(strand.segment, states, self.ledger)
+        strand.own = 0
 
     def fill(self) -> None:
         """Give free slots to waiting strands, and close the gaps that are left."""
@@ -109,7 +126,7 @@ class Rows:
         with spent("cache"):
             joining = self._joining()
             longest = max(s.length for s in itertools.chain(self.active, joining))
-            if self.slots is None or longest >= self.slots.columns:
+            if self.slots is None or longest >= self.slots.columns or self._too_long(longest):
                 for strand in joining:
                     self.queue(strand)
                 self._remake(longest)
@@ -119,6 +136,15 @@ class Rows:
             slots.begin = slots.end - max((s.length for s in self.active), default=0)
             slots.room(longest)
             self._seat(slots, joining)
+
+    def _too_long(self, longest: int) -> bool:
+        """Whether shorter slots would leave memory for more of them, and they are wanted."""
+        assert self.slots is not None
+        return (
+            self.most < self._ceiling
+            and len(self.waiting) > self.most
+            and 2 * _columns(longest) < self.slots.columns
+        )
 
     def _remake(self, longest: int) -> None:
         """Make slots with room for `longest`, and fill them."""
@@ -136,11 +162,9 @@ class Rows:
     def _make(self, longest: int) -> Slots:
         """Slots for responses a good deal longer than the longest one so far."""
         assert self.layout is not None
-        columns = longest + max(32, longest // 4)
-        if self._budget is None:
-            self._budget = free_bytes(self._device)
-        fits = int((1 - _SEGMENTS) * self._budget / (columns * self.layout.column_bytes))
-        self.most = max(1, min(self.most, fits))
+        columns = _columns(longest)
+        fits = int((1 - _SEGMENTS) * self.budget() / (columns * self.layout.column_bytes))
+        self.most = max(1, min(self._ceiling, fits))
         return Slots(self.layout, self.most, columns)
 
     def _seat(self, slots: Slots, joining: list[Strand]) -> None:
@@ -194,14 +218,20 @@ class Rows:
         """
         if self.most <= 1:
             raise too_large(said)
-        self._work.back_offs += 1
+        self._counts.back_offs += 1
         self._empty()
-        self.most = max(1, self.most // 2)
+        self.most = self._ceiling = self.most // 2
+
+
+def _columns(longest: int) -> int:
+    """Columns with which slots for such a response are made, so that it may grow for a while."""
+    return longest + max(32, longest // 4)
 
 
 def too_large(said: str) -> ModelError:
     """The error where not even one response fits."""
     return ModelError(
         f"the search runs out of memory with a single response in work ({said}): give a smaller "
-        "model, policy.dtype=bfloat16, smaller images or a machine with more memory"
+        "search.cache_gib and search.batch_rows, so that less is held in wait, a smaller model, "
+        "policy.dtype=bfloat16, smaller images or a machine with more memory"
     )

@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from selfcal.methods.parts.search import engine_limits
 from selfcal.recipe import Recipe
 from selfcal.stage import Stage, Work
 from selfcal.store import JSON
@@ -25,7 +26,7 @@ def evaluate(recipe: Recipe, checkpoint: str, trained: str | None = None) -> Sta
     def run(work: Work) -> Mapping[str, JSON]:
         from selfcal.evaluate import grade, grade_answer, measure
         from selfcal.policy import load_policy
-        from selfcal.search import Limits, respond
+        from selfcal.search import respond
 
         grading: Callable[[Sample, str], Response] = grade if verified else grade_answer
 
@@ -39,7 +40,7 @@ def evaluate(recipe: Recipe, checkpoint: str, trained: str | None = None) -> Sta
                     asked.append((split, sample))
                     yield sample
 
-            may = Limits(settings.batch_size)
+            may = engine_limits(recipe, settings.batch_size)
             for text in respond(policy, feed(), settings.max_new_tokens, may):
                 split, sample = asked.popleft()
                 yield {split: [grading(sample, text)]}
