@@ -214,6 +214,10 @@ def test_every_command_has_help(command: str) -> None:
     assert "Usage" in done.output
 
 
+def test_run_tells_of_the_profile() -> None:
+    assert "--profile" in re.sub(r"\x1b\[[0-9;]*m", "", call("run", "--help").output)
+
+
 # --- untrusted text -------------------------------------------------------------------------
 
 

@@ -321,3 +321,102 @@ def test_a_pair_is_a_gap_that_reaches_the_margin(
     for pair in pairs:
         assert isinstance(pair, PreferencePair) and pair.margin >= 0.3 - 1e-9
         assert pair.chosen != pair.rejected
+
+
+# --- ties -------------------------------------------------------------------------------------
+
+
+def told(scores: Scores) -> Aggregator:
+    """An aggregator that gives these scores, whatever was judged."""
+    return lambda comparisons: dict(scores)
+
+
+def tied(
+    scores: Scores, logprobs: Sequence[float], tie: float, margin: float = 0.0
+) -> tuple[int, int] | Drop:
+    """Chosen and rejected, or why there are none."""
+    own = [candidate(i, p) for i, p in enumerate(logprobs)]
+    pairs, drops = curate(own, [], told(scores), margin, tie)
+    if drops:
+        assert not pairs
+        return drops[0]
+    ((pair,),) = [pairs]
+    assert (pair.chosen_score, pair.rejected_score) == pytest.approx(
+        (scores[pair.chosen_index], scores[pair.rejected_index])
+    )
+    return pair.chosen_index, pair.rejected_index
+
+
+FOUR = {0: 0.30, 1: 0.28, 2: 0.06, 3: 0.05}
+LIKELY = (-5.0, -1.0, -1.0, -9.0)
+
+
+@pytest.mark.parametrize(
+    ("tie", "ends"),
+    [
+        (0.0, (0, 3)),
+        (0.015, (0, 2)),  # 2 is 0.01 from the worst, 1 is 0.02 from the best
+        (0.02, (1, 2)),  # at most that far
+        (0.05, (1, 2)),
+    ],
+)
+def test_near_equal_scores_go_to_the_likelier(tie: float, ends: tuple[int, int]) -> None:
+    assert tied(FOUR, LIKELY, tie) == ends
+
+
+def test_near_equal_and_equally_likely_is_the_first() -> None:
+    assert tied({0: 0.28, 1: 0.30, 2: 0.06, 3: 0.05}, [-1.0] * 4, 0.05) == (0, 2)
+
+
+def test_the_margin_is_that_of_the_two_who_are_taken() -> None:
+    # 0.30 - 0.05 would reach 0.25, but 1 and 2 are taken: 0.28 - 0.06 = 0.22
+    assert tied(FOUR, LIKELY, 0.05, margin=0.25) == Drop(
+        "s", "pairs", "below-margin", "0.220 < 0.250"
+    )
+    assert tied(FOUR, LIKELY, 0.05, margin=0.22) == (1, 2)
+    assert tied(FOUR, LIKELY, 0.0, margin=0.25) == (0, 3)
+
+
+@pytest.mark.parametrize(
+    ("scores", "tie", "dropped"),
+    [
+        ({0: 0.1, 1: 0.0}, 0.05, True),
+        ({0: 0.1, 1: 0.0}, 0.049, False),
+        ({0: 0.11, 1: 0.0}, 0.05, False),
+        ({0: 0.1, 1: 0.05, 2: 0.0}, 0.05, True),  # 1 would be best and worst
+        ({0: 0.3, 1: 0.1}, 0.1, True),  # 0.3 - 0.1 > 2 x 0.1 in binary, by a rounding error
+        ({0: 1.0, 1: -1.0}, 1.0, True),
+        ({0: 1.0, 1: -1.0}, 0.99, False),
+    ],
+)
+def test_a_gap_of_two_ties_is_none(scores: Scores, tie: float, dropped: bool) -> None:
+    found = tied(scores, [-1.0] * len(scores), tie)
+    assert found == (Drop("s", "pairs", "no-gap") if dropped else (0, len(scores) - 1))
+
+
+@ANY
+@given(
+    st.lists(st.tuples(st.integers(-20, 20), st.sampled_from([-1.0, -2.0])), min_size=2),
+    st.integers(0, 15),
+    st.randoms(),
+)
+def test_best_and_worst_are_two_within_a_tie_of_the_ends(
+    made: list[tuple[int, float]], twentieths: int, rng: random.Random
+) -> None:
+    scores = {i: s / 20 for i, (s, _) in enumerate(made)}
+    found = tied(scores, [p for _, p in made], twentieths / 20)
+    whole = [s for s, _ in made]  # whole numbers: no rounding in the test
+    if max(whole) - min(whole) <= 2 * twentieths:
+        assert found == Drop("s", "pairs", "no-gap")
+        return
+    assert not isinstance(found, Drop)
+    best, worst = found
+    assert best != worst
+    assert max(whole) - whole[best] <= twentieths and whole[worst] - min(whole) <= twentieths
+    for i, (s, p) in enumerate(made):
+        assert max(whole) - s > twentieths or (p, -i) <= (made[best][1], -best)
+        assert s - min(whole) > twentieths or (p, -i) <= (made[worst][1], -worst)
+    own = [candidate(i, p) for i, (_, p) in enumerate(made)]
+    shuffled, order = rng.sample(own, len(own)), rng.sample(sorted(scores), len(scores))
+    again, _ = curate(shuffled, [], told({i: scores[i] for i in order}), 0.0, twentieths / 20)
+    assert [(p.chosen_index, p.rejected_index) for p in again] == [found]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
 from pydantic import ValidationError
 
 from selfcal.errors import SelfcalError
@@ -119,6 +120,43 @@ def test_bad_settings_are_named(file: Path, text: str, told: str) -> None:
     assert told in str(refused.value)
     if "did you mean" not in told:
         assert "did you mean" not in str(refused.value)
+
+
+@pytest.mark.parametrize("curate", ["", "curate: {tie: 0}\n", "curate: {margin: 0.1}\n"])
+def test_an_adaptive_schedule_without_ties_names_both_keys(file: Path, curate: str) -> None:
+    file.write_text(f"name: x\njudge: {{schedule: adaptive}}\n{curate}")
+    with pytest.raises(RecipeError) as refused:
+        load_recipe(file)
+    assert "judge.schedule" in str(refused.value) and "curate.tie" in str(refused.value)
+    recipe = load_recipe(file, ["curate.tie=0.05"])
+    assert (recipe.judge.schedule, recipe.curate.tie) == ("adaptive", 0.05)
+    assert load_recipe(file, ["judge.schedule=full"]).curate.tie == 0
+
+
+@pytest.mark.parametrize(
+    ("key", "good", "bad"),
+    [
+        ("top_k", ["1", "50", "null"], ["0", "-1", "1.5"]),
+        ("repetition_penalty", ["1", "1.2", "0.5"], ["0", "-1.1", ".inf", "null"]),
+        ("cache_gib", ["0.5", "40", "null"], ["0", "-2", ".nan", "much"]),
+        (
+            "keep",
+            ["stochastic", "likelihood", "top_bottom", "diverse"],
+            ["best", "Stochastic", "null"],
+        ),
+        ("top_p", ["1", "0.9"], ["0", "1.01"]),
+        ("temperature", ["0", "0.7"], ["-0.1"]),
+        ("batch_rows", ["1"], ["0", "null"]),
+        ("prompt_tokens", ["1"], ["0"]),
+    ],
+)
+def test_search_settings(file: Path, key: str, good: list[str], bad: list[str]) -> None:
+    for text in good:
+        found = getattr(load_recipe(file, [f"search.{key}={text}"]).search, key)
+        assert found == (text if key == "keep" else yaml.safe_load(text))
+    for text in bad:
+        with pytest.raises(RecipeError, match=rf"search\.{key}: "):
+            load_recipe(file, [f"search.{key}={text}"])
 
 
 @pytest.mark.parametrize(
