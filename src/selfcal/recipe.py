@@ -304,7 +304,9 @@ def _explain(source: str, error: ValidationError) -> str:
             hint = f"; did you mean `{near}`?" if near else ""
             lines.append(f"{source}: unknown key `{place}`{hint}")
         else:
-            lines.append(f"{source}: {place or 'recipe'}: {problem['msg']}")
+            lines.append(
+                f"{source}: {place or 'recipe'}: {problem['msg'].removeprefix('Value error, ')}"
+            )
     return "\n".join(lines)
 
 
