@@ -115,23 +115,29 @@ def full_prompts(
 
 
 def needed(judge: RScorer, comparisons: Sequence[Comparison]) -> int:
-    """Tokens to compute where what is common to all, to a sample and to a first response is shared.
+    """Tokens to compute, from the prompts alone.
 
-    Counted from the prompts alone: distinct beginnings up to where prompts of the same sample and
-    first response part, and the rest of each prompt.
+    What all prompts begin with, then those of a sample, then those of one first response, is
+    computed once, and the rest for each comparison.
     """
-    groups: dict[tuple[str, int], list[list[int]]] = {}
-    for c, ids in zip(comparisons, judge._prompts(comparisons), strict=True):
-        groups.setdefault((c.sample.id, c.first.index), []).append(ids)
-    beginnings: set[tuple[int, ...]] = set()
-    rest = 0
-    for prompts in groups.values():
-        end = min(map(len, prompts)) - 1
-        while end and any(p[:end] != prompts[0][:end] for p in prompts):
-            end -= 1
-        beginnings.update(tuple(prompts[0][:i]) for i in range(1, end + 1))
-        rest += sum(len(p) - end for p in prompts)
-    return len(beginnings) + rest
+    prompts = judge._prompts(comparisons)
+    keys: list[Callable[[Comparison], Any]] = [
+        lambda c: "", lambda c: c.sample.id, lambda c: (c.sample.id, c.first.index)
+    ]  # fmt: skip
+    done = [0] * len(prompts)
+    total = 0
+    for key in keys:
+        groups: dict[Any, list[int]] = {}
+        for i, c in enumerate(comparisons):
+            groups.setdefault(key(c), []).append(i)
+        for own in groups.values():
+            end = min(len(prompts[i]) for i in own) - 1
+            while any(prompts[i][:end] != prompts[own[0]][:end] for i in own):
+                end -= 1
+            total += end - done[own[0]]
+            for i in own:
+                done[i] = end
+    return total + sum(len(p) - d for p, d in zip(prompts, done, strict=True))
 
 
 def clocked(work: Callable[[], Any], seconds: list[float]) -> Any:

@@ -134,10 +134,10 @@ def pieces(*lengths: int) -> list[Piece]:
         # 20 x 10 = 200 columns for 9 x 10 + 20 = 110 tokens
         ([10] * 9 + [20], 64, 9),
         ([1, 100] + [200] * 8, 64, 8),
-        # 10 x 105 = 1050 columns are at most 1.06 x 1005 = 1065.3, 10 x 107 = 1070 are more
-        # than 1.06 x 1007 = 1067.4
-        ([100] * 9 + [105], 64, 10),
-        ([100] * 9 + [107], 64, 9),
+        # 10 x 116 = 1160 columns are at most 1.15 x 1016 = 1168.4, 10 x 118 = 1180 are more
+        # than 1.15 x 1018 = 1170.7
+        ([100] * 9 + [116], 64, 10),
+        ([100] * 9 + [118], 64, 9),
     ],
 )
 def test_a_batch_is_of_like_length(lengths: list[int], rows: int, taken: int) -> None:
@@ -156,7 +156,7 @@ def test_batches_take_all_in_order_with_little_padding(lengths: list[int], rows:
         assert all(a is b for a, b in zip(batch, left, strict=False))
         own = [len(p.tokens) for p in batch]
         if len(batch) > 8:
-            assert max(own) * len(own) <= 1.06 * sum(own)
+            assert max(own) * len(own) <= 1.15 * sum(own)
         left = left[len(batch) :]
 
 

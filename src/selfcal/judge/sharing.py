@@ -25,7 +25,7 @@ from selfcal.policy import ModelError
 if TYPE_CHECKING:
     import torch
 
-_PADDING = 0.06
+_PADDING = 0.15
 """Share of a batch's tokens that may be padding before it is closed."""
 _FEW = 8
 """Rows that a batch may have whatever the padding: smaller ones are not worth a pass."""
