@@ -106,4 +106,4 @@ class Limits:
     cache_bytes: int | None = None
     """For keys and values; None: a share of the memory that is free when it starts."""
     prompt_tokens: int = 8192
-    """Read at once, at most (one prompt always is)."""
+    """Text tokens of prompts that are read at once, at most (one prompt always is)."""
