@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from selfcal.errors import SelfcalError
 from selfcal.store import JSON, StageDir
 from selfcal.types import Drop, Sample
 
@@ -122,7 +123,13 @@ class Work:
         for i in left:
             rows: dict[str, list[Any]] = {name: [] for name in kinds}
             for _ in range(sizes[i]):
-                for name, records in next(made).items():
+                given = next(made, None)
+                if given is None:
+                    raise SelfcalError(
+                        f"stage {self.stage.name}: there is no result for item {done + 1} of "
+                        f"{len(items)}; this is a fault of the stage's code"
+                    )
+                for name, records in given.items():
                     rows[name] += records
                 done += 1
                 self.progress(done, len(items))

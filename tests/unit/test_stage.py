@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from selfcal.errors import SelfcalError, StoreError
+from selfcal.methods.parts.base import BySample
 from selfcal.stage import Stage, Work
 from selfcal.store import StageDir, read_records
-from selfcal.types import Drop
+from selfcal.types import Drop, Judgment
 
 Made = Iterator[Mapping[str, list[Drop]]]
 ITEMS = list("abcdefgh")
@@ -150,3 +152,31 @@ def test_items_are_taken_as_the_work_needs_them(work: Work) -> None:
     work.stream(ITEMS, 3, KINDS, eager)
     assert ahead == [0]
     assert shards(work) == ["abc", "def", "gh"]
+
+
+def test_work_that_gives_too_little_is_named(work: Work) -> None:
+    with pytest.raises(SelfcalError, match="stage stage: there is no result for item 3 of 8"):
+        work.stream(ITEMS, 3, KINDS, lambda items: even(iter([next(items), next(items)])))
+
+
+# --- records sample by sample ---------------------------------------------------------------
+
+
+def judgments(ids: str) -> list[Judgment]:
+    return [Judgment(i, 0, k, "first", 1.0, 0.0, 0.0) for k, i in enumerate(ids)]
+
+
+def test_records_come_by_sample_though_some_are_passed_over_and_some_have_none() -> None:
+    found = BySample("abcde", judgments("aabddde"))
+    assert found.of("a") == judgments("aa")
+    assert found.of("c") == []  # it has none; those of b are passed over
+    assert [g.second for g in found.of("d")] == [3, 4, 5]
+    assert [g.second for g in found.of("e")] == [6]
+    assert found.of("e") == []
+
+
+def test_records_of_an_unknown_sample_are_an_error() -> None:
+    found = BySample("ab", judgments("axb"))
+    assert found.of("a")
+    with pytest.raises(StoreError, match="sample 'x' has records"):
+        found.of("b")

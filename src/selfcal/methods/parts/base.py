@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from selfcal.errors import StoreError
 from selfcal.recipe import Recipe, Settings, Training
 from selfcal.stage import Work, count_drops
 from selfcal.store import JSON
@@ -15,6 +16,7 @@ from selfcal.types import Candidate, Drop, Judgment, Sample
 if TYPE_CHECKING:
     from selfcal.train import Run, Trained
 
+R = TypeVar("R", Candidate, Judgment)
 SPLITS = ("rft", "calibration", "dev", "test")
 _REACHING = {"base_url", "api_key_env", "timeout", "retries"}
 SERVER = {"endpoint": _REACHING}
@@ -46,42 +48,37 @@ def by_sample(found: Sequence[Candidate]) -> dict[str, list[Candidate]]:
     return own
 
 
-class InOrder:
-    """Candidates of samples, part by part, when both come in the same order.
+class BySample(Generic[R]):
+    """Records sample by sample, read once from the first to the last one.
 
-    So that not all candidates of a run are in memory at once.
+    So that not all records of a run are in memory at once.
     """
 
-    def __init__(self, samples: Sequence[Sample], found: Iterable[Candidate]) -> None:
-        """`found` has candidates of these samples alone, and of all of them."""
-        self._place = {s.id: i for i, s in enumerate(samples)}
-        self._groups = groupby(found, key=lambda c: c.sample_id)
+    def __init__(self, order: Iterable[str], records: Iterable[R]) -> None:
+        """`order` has the ids of all samples in the records' order; some may have no record."""
+        self._place = {sample_id: i for i, sample_id in enumerate(order)}
+        self._groups: Iterator[tuple[str, Iterator[R]]] = groupby(
+            records, key=lambda r: r.sample_id
+        )
+        self._next: tuple[str, Iterator[R]] | None = next(self._groups, None)
 
-    def of(self, part: Sequence[Sample]) -> list[list[Candidate]]:
-        """Of samples that follow those of the last call; others in between are passed over."""
-        own: list[list[Candidate]] = []
-        while len(own) < len(part):
-            sample_id, candidates = next(self._groups)
-            if self._place[sample_id] >= self._place[part[0].id]:
-                own.append(list(candidates))
-        return own
+    def of(self, sample_id: str) -> list[R]:
+        """A sample's, which comes after that of the last call; those in between are passed over.
 
+        Raises:
+            StoreError: there are records of a sample that `order` does not have.
+        """
+        while self._next is not None and self._at(self._next[0]) <= self._place[sample_id]:
+            found, records = self._next[0], list(self._next[1])
+            self._next = next(self._groups, None)
+            if found == sample_id:
+                return records
+        return []
 
-class Following:
-    """Records by sample, where samples are asked for in the records' order; some have none."""
-
-    def __init__(self, judgments: Iterable[Judgment]) -> None:
-        """Read from the first one."""
-        self._groups = groupby(judgments, key=lambda g: g.sample_id)
-        self._next = next(self._groups, None)
-
-    def of(self, sample_id: str) -> list[Judgment]:
-        """This sample's."""
-        if self._next is None or self._next[0] != sample_id:
-            return []
-        own = list(self._next[1])
-        self._next = next(self._groups, None)
-        return own
+    def _at(self, sample_id: str) -> int:
+        if sample_id not in self._place:
+            raise StoreError(f"sample {sample_id!r} has records, but the run has no such sample")
+        return self._place[sample_id]
 
 
 def steps(settings: Training, rows: int) -> int:

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 from selfcal.curate import AGGREGATORS, curate, merge_orders
 from selfcal.methods.parts.base import (
     SERVER,
-    Following,
-    InOrder,
+    BySample,
     by_sample,
     calibration_size,
     part_of,
@@ -140,11 +139,12 @@ def judgments(recipe: Recipe, t: int) -> Stage:
     def run(work: Work) -> Mapping[str, JSON]:
         ids = {c.sample_id for c in work.records(f"iter-{t}/candidates", "candidates", Candidate)}
         samples = [s for s in work.samples("data", "calibration") if s.id in ids]
-        found = InOrder(samples, work.records(f"iter-{t}/candidates", "candidates", Candidate))
+        candidates = work.records(f"iter-{t}/candidates", "candidates", Candidate)
+        found = BySample((s.id for s in samples), candidates)
         judge = cache(lambda: _load_judge(recipe, work))
 
         def score(part: Sequence[Sample]) -> Shards:
-            asks = [(s, own) for s, own in zip(part, found.of(part), strict=True)]
+            asks = [(s, found.of(s.id)) for s in part]
             return {"judgments": (Judgment, _ask(recipe, judge(), asks))}
 
         work.map(samples, _SHARD, score)
@@ -231,8 +231,11 @@ def pairs(recipe: Recipe, t: int) -> Stage:
     def run(work: Work) -> Mapping[str, JSON]:
         made: list[PreferencePair] = []
         drops: list[Drop] = []
-        judged = Following(work.records(f"iter-{t}/judgments", "judgments", Judgment))
-        found = work.records(f"iter-{t}/candidates", "candidates", Candidate)
+        searched = f"iter-{t}/candidates"
+        ids = (c.sample_id for c in work.records(searched, "candidates", Candidate))
+        given = work.records(f"iter-{t}/judgments", "judgments", Judgment)
+        judged = BySample(dict.fromkeys(ids), given)
+        found = work.records(searched, "candidates", Candidate)
         for sample_id, own in groupby(found, key=lambda c: c.sample_id):
             pair, dropped = curate_sample(recipe, list(own), judged.of(sample_id))
             made += pair
