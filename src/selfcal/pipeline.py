@@ -36,7 +36,7 @@ from selfcal.types import Result
 
 RECIPE_FILE = "recipe.json"
 PROFILE_FILE = "profile.json"
-FORMAT = 4
+FORMAT = 5
 """Version of what stages write; part of every fingerprint."""
 
 

@@ -309,6 +309,14 @@ class StageDir:
         """Write one shard as `write_records` does, with its errors."""
         write_records(self.shard(name, i), records, kind)
 
+    def read_shard(self, name: str, i: int, kind: type[T]) -> list[T]:
+        """Read one shard.
+
+        Raises:
+            StoreError: It is missing, damaged or of another kind.
+        """
+        return read_records(self.shard(name, i), kind)
+
     def read(self, name: str, kind: type[T]) -> list[T]:
         """Read all shards of that name, in order.
 
@@ -330,7 +338,7 @@ class StageDir:
             )
         # Of n shards, the last is n - 1: a gap shows as a file that can't be read.
         for i in range(count):
-            yield from read_records(self.shard(name, i), kind)
+            yield from self.read_shard(name, i, kind)
 
     def finish(self, stats: Mapping[str, JSON], seconds: float) -> None:
         """Write the manifest: the stage is done, after `seconds` of work.

@@ -174,15 +174,53 @@ class LabelledPair:
     verdict: Verdict
 
 
+Aspect = Literal["good", "entailed", "grounded"]
+"""What a response is graded for: all in all; does its answer follow from its rationale; is each
+statement true of the image."""
+
+
 @dataclass(frozen=True, slots=True)
 class GradedResponse:
-    """One response and whether it is good: training data of a judge that grades one by one."""
+    """One response and its grade: training data of a judge that grades one by one."""
 
     sample_id: str
     question: str
     facts: str
     response: str
     good: bool
+    aspect: Aspect = "good"
+
+
+@dataclass(frozen=True, slots=True)
+class RankedResponses:
+    """Several responses to one sample and their ranks: training data of a judge that ranks."""
+
+    sample_id: str
+    question: str
+    facts: str
+    responses: tuple[str, ...]
+    ranks: tuple[int, ...]
+    """Rank of each response, from 1, the best; equal ones share a rank."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """One response that an online method sampled, and what it made of it."""
+
+    sample_id: str
+    step: int
+    """Batch of responses, from 0; a group is the responses to one sample in one batch."""
+    index: int
+    """Position in its group."""
+    text: str
+    tokens: int
+    correct: float
+    """1 for a right answer, 0 for a wrong one; NaN where the sample has no reference answer."""
+    compliant: bool
+    judged: tuple[float, ...]
+    """What the judge gave, in the order that the stage's figures name; NaN where unscored."""
+    reward: float
+    advantage: float
 
 
 @dataclass(frozen=True, slots=True)

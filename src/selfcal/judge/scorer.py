@@ -107,22 +107,15 @@ class PromptWriter:
             raise ModelError(_prompt_error(error)) from error
 
     def write(self, question: str, facts: str, first: str, second: str) -> str:
-        """The user turn of a comparison.
+        """The user turn of a comparison, with the errors of `render`."""
+        return self.render(question=question, facts=facts, first=first, second=second)
+
+    def render(self, **parts: str | Sequence[str]) -> str:
+        """The user turn with these variables.
 
         Raises:
             ModelError: the template fails, for example at an unknown variable.
         """
-        return self._render(question=question, facts=facts, first=first, second=second)
-
-    def write_single(self, question: str, facts: str, response: str) -> str:
-        """The user turn about one response.
-
-        Raises:
-            ModelError: as `write`.
-        """
-        return self._render(question=question, facts=facts, response=response)
-
-    def _render(self, **parts: str) -> str:
         try:
             return self._template.render(parts)
         except Exception as error:  # a template can fail in any way that an expression can
@@ -132,7 +125,7 @@ class PromptWriter:
 def _prompt_error(error: Exception) -> str:
     return (
         f"judge.prompt: {error}; write a Jinja2 template over question, facts, first and second "
-        "(where responses are graded one by one: response)"
+        "(where responses are graded one by one: response; where they are ranked: responses)"
     )
 
 

@@ -9,14 +9,24 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Mapping, Sequence
-from itertools import combinations
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import combinations, product
+from typing import TYPE_CHECKING, TypeVar
 
-from selfcal.types import Candidate, Drop, GradedResponse, LabelledPair, Sample
+from selfcal.types import (
+    Aspect,
+    Candidate,
+    Drop,
+    GradedResponse,
+    LabelledPair,
+    RankedResponses,
+    Sample,
+)
 
 if TYPE_CHECKING:
     from selfcal.judge.labels import LabelGiver
+
+Labelled = TypeVar("Labelled", LabelledPair, GradedResponse, RankedResponses)
 
 
 def label_pairs(
@@ -61,33 +71,62 @@ def label_pairs(
 
 
 def grade_responses(
-    judge: LabelGiver, samples: Sequence[Sample], pairs: Sequence[LabelledPair]
+    judge: LabelGiver,
+    samples: Sequence[Sample],
+    responses: Mapping[str, Iterable[str]],
+    aspects: Sequence[Aspect] = ("good",),
 ) -> tuple[list[GradedResponse], list[Drop]]:
-    """Have each response of labelled pairs graded alone, once.
+    """Have responses graded one by one, equal ones of a sample once.
+
+    Args:
+        judge: gives the labels.
+        samples: whose responses are graded.
+        responses: the responses to each sample, by its id.
+        aspects: what each is graded for.
 
     Returns:
         The graded responses; and a drop `unreadable-label` for each grade that could not be read.
     """
-    by_id = {s.id: s for s in samples}
-    said = dict.fromkeys((p.sample_id, text) for p in pairs for text in (p.first, p.second))
     graded: list[GradedResponse] = []
     drops: list[Drop] = []
-    for name, text in said:
-        sample = by_id[name]
-        good = judge.grade(sample, text)
-        if good is None:
-            drops.append(Drop(name, "judge/grades", "unreadable-label"))
-        else:
-            graded.append(GradedResponse(name, sample.question, sample.facts, text, good))
+    for s in samples:
+        for text, aspect in product(dict.fromkeys(responses.get(s.id, ())), aspects):
+            good = judge.grade(s, text, aspect)
+            if good is None:
+                drops.append(Drop(s.id, "judge/grades", "unreadable-label"))
+            else:
+                graded.append(GradedResponse(s.id, s.question, s.facts, text, good, aspect))
     return graded, drops
 
 
-def held_out(
-    pairs: Sequence[LabelledPair], share: float
-) -> tuple[list[LabelledPair], list[LabelledPair]]:
-    """Split by sample (by a hash of its id) into training pairs and held-out pairs."""
-    train: list[LabelledPair] = []
-    test: list[LabelledPair] = []
+def rank_responses(
+    judge: LabelGiver, samples: Sequence[Sample], responses: Mapping[str, Sequence[str]]
+) -> tuple[list[RankedResponses], list[Drop]]:
+    """Have the different responses to each sample ranked.
+
+    Returns:
+        The ranked groups; and drops: `one-response` for a sample with fewer than two different
+        ones, `unreadable-label`, and `all-equal` for a group that would teach nothing.
+    """
+    ranked: list[RankedResponses] = []
+    drops: list[Drop] = []
+    for s in samples:
+        own = tuple(dict.fromkeys(responses.get(s.id, ())))
+        if len(own) < 2:
+            drops.append(Drop(s.id, "judge/rankings", "one-response"))
+        elif (ranks := judge.rank(s, own)) is None:
+            drops.append(Drop(s.id, "judge/rankings", "unreadable-label"))
+        elif len(set(ranks)) < 2:
+            drops.append(Drop(s.id, "judge/rankings", "all-equal"))
+        else:
+            ranked.append(RankedResponses(s.id, s.question, s.facts, own, ranks))
+    return ranked, drops
+
+
+def held_out(pairs: Sequence[Labelled], share: float) -> tuple[list[Labelled], list[Labelled]]:
+    """Split by sample (by a hash of its id) into training data and held-out data."""
+    train: list[Labelled] = []
+    test: list[Labelled] = []
     for pair in pairs:
         digest = hashlib.sha256(f"held out {pair.sample_id}".encode()).digest()
         place = int.from_bytes(digest[:4], "big") / 2**32

@@ -85,12 +85,13 @@ def _grades(recipe: Recipe) -> Stage:
 
         who = parts.label_giver(recipe)
         pairs = work.read("judge/labels", "train", LabelledPair)
-        own = {p.sample_id for p in pairs}
-        samples = [s for s in work.samples("data", "rft") if s.id in own]
+        responses: dict[str, list[str]] = {}
+        for p in pairs:
+            responses.setdefault(p.sample_id, []).extend((p.first, p.second))
+        samples = [s for s in work.samples("data", "rft") if s.id in responses]
 
         def grade(part: Sequence[Sample]) -> Shards:
-            ids = {s.id for s in part}
-            graded, drops = grade_responses(who, part, [p for p in pairs if p.sample_id in ids])
+            graded, drops = grade_responses(who, part, responses)
             return {"graded": (GradedResponse, graded), "drops": (Drop, drops)}
 
         work.map(samples, 64, grade)
@@ -114,7 +115,7 @@ def _training(recipe: Recipe) -> Stage:
 
         graded = work.read("judge/grades", "graded", GradedResponse)
         to = training_run(recipe, work)
-        trained = train_grader(settings.model, graded, settings.train, own.prompt, to)
+        trained = train_grader(settings.model, graded, settings.train, {"good": own.prompt}, to)
         return training_stats(work, trained)
 
     rows = 2 * min(settings.samples, recipe.data.rft) * settings.pairs_per_sample

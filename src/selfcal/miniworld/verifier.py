@@ -76,6 +76,16 @@ class Verification:
         return sum(f.status == "true" for f in self.findings)
 
     @property
+    def entailed(self) -> bool:
+        """The answer follows from what the rationale states, be it true of the image or not."""
+        return self.compliant and not (self.insufficient or self.unreasonable or self.inconsistent)
+
+    @property
+    def grounded(self) -> bool:
+        """Something is stated of the image, and each statement is true."""
+        return 0 < self.statements == self.true_statements
+
+    @property
     def reliable(self) -> bool:
         """A right answer for sound reasons, in the form of a RAP.
 

@@ -10,6 +10,7 @@ from selfcal.recipe.settings import (
     Dpo,
     Endpoint,
     Evaluate,
+    Grpo,
     Judge,
     JudgeTraining,
     Labels,
@@ -25,7 +26,7 @@ from selfcal.recipe.settings import (
 )
 
 __all__ = [
-    "Curate", "Data", "Dpo", "Endpoint", "Evaluate", "Judge", "JudgeTraining", "Labels", "Lora",
-    "Policy", "Recipe", "RecipeError", "Reward", "Rft", "Search", "Settings", "Teacher",
+    "Curate", "Data", "Dpo", "Endpoint", "Evaluate", "Grpo", "Judge", "JudgeTraining", "Labels",
+    "Lora", "Policy", "Recipe", "RecipeError", "Reward", "Rft", "Search", "Settings", "Teacher",
     "Training", "explain", "load_recipe", "nearest",
 ]  # fmt: skip

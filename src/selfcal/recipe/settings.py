@@ -135,6 +135,43 @@ class Dpo(Training):
     sft_weight: Annotated[float, Field(ge=0)] = 0.02
 
 
+class Grpo(Training):
+    """Online methods: GRPO (arXiv 2402.03300) by TRL, on groups of the policy's own responses."""
+
+    lora: Lora | None = Lora(rank=64, alpha=128)
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-5
+    batch_size: Positive = 64
+    """Responses an optimizer step: whole groups."""
+    scheduler: Literal["cosine", "linear", "constant"] = "constant"
+    """A budget of tokens may end the training before its last step."""
+    group: Annotated[int, Field(ge=2)] = 8
+    """Responses to one prompt."""
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    max_new_tokens: Positive = 512
+    updates: Positive = 1
+    """Optimizer steps on each batch of responses."""
+    clip: Annotated[float, Field(gt=0)] = 0.2
+    """Epsilon of the clipped probability ratio; at one update a batch nothing is clipped."""
+    kl: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the divergence from the iteration's first policy (beta)."""
+    loss: Literal["grpo", "bnpo", "dr_grpo", "dapo"] = "dapo"
+    """How token losses are averaged, by TRL's names."""
+    scale: Literal["group", "none"] = "group"
+    """Whether advantages are divided by the standard deviation of their group."""
+    format_weight: Annotated[float, Field(ge=0)] = 0.1
+    """Of the RAP format in the task reward, beside 1 for a right answer."""
+
+    @model_validator(mode="after")
+    def _whole_groups(self) -> Grpo:
+        if self.batch_size % self.group:
+            raise ValueError(
+                f"batch_size: {self.batch_size} responses are no whole groups of {self.group}; "
+                "set it to a multiple of `group`"
+            )
+        return self
+
+
 class Search(Settings):
     """Stage 2: sentence-level beam search."""
 
@@ -266,6 +303,7 @@ class Recipe(Settings):
     reward: Reward = Reward()
     curate: Curate = Curate()
     dpo: Dpo = Dpo()
+    grpo: Grpo = Grpo()
     evaluate: Evaluate = Evaluate()
     options: dict[str, Any] = Field(default_factory=dict)
     """Settings of the method's own, by its class `Options`."""

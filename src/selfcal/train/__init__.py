@@ -8,9 +8,11 @@ Weights are written as safetensors.
 
 from selfcal.policy import prompt_text
 from selfcal.train.common import Run, Trained, TrainingError
-from selfcal.train.judge import train_grader, train_judge
+from selfcal.train.judge import train_grader, train_judge, train_ranker
+from selfcal.train.online import Graded, Grading, Group, Ledger, grpo
 from selfcal.train.policy import dpo, sft
 
 __all__ = [
-    "Run", "Trained", "TrainingError", "dpo", "prompt_text", "sft", "train_grader", "train_judge",
+    "Graded", "Grading", "Group", "Ledger", "Run", "Trained", "TrainingError", "dpo", "grpo",
+    "prompt_text", "sft", "train_grader", "train_judge", "train_ranker",
 ]  # fmt: skip

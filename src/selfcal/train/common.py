@@ -103,7 +103,7 @@ def finish(trainer: Any, processor: Any, run: Run, rows: int, drops: Sequence[Dr
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(_watch(run))
     with spent("training"):
-        outcome = trainer.train(resume_from_checkpoint=_last_checkpoint(run.out / "trl"))
+        outcome = trainer.train(resume_from_checkpoint=last_checkpoint(run.out / "trl"))
     model = trainer.accelerator.unwrap_model(trainer.model)
     if not all(p.isfinite().all() for p in model.parameters()):
         raise _diverged(run, "the weights became NaN or infinite")
@@ -120,7 +120,7 @@ def finish(trainer: Any, processor: Any, run: Run, rows: int, drops: Sequence[Dr
     return Trained(int(outcome.global_step), rows, tuple(drops), curve)
 
 
-def _last_checkpoint(trl: Path) -> str | None:
+def last_checkpoint(trl: Path) -> str | None:
     """TRL's last complete checkpoint; one that a killed training left half written is passed over.
 
     The trainer's state is the last file that it writes.

@@ -1,17 +1,18 @@
-"""Training of text judges: to compare two responses (the R-Scorer), or to grade one."""
+"""Training of text judges: to compare two responses (the R-Scorer), to grade one, or to rank."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from selfcal.judge.independent import GRADE_PROMPT, GRADES
+from selfcal.judge.grader import GRADES, GradeWriter
 from selfcal.judge.quality import MIRROR
+from selfcal.judge.ranker import NUMBERS, RankWriter, orders
 from selfcal.judge.scorer import PromptWriter
 from selfcal.policy import model_path, pick_device
 from selfcal.recipe import Training
 from selfcal.train.common import Run, Trained, TrainingError, arguments, finish, lora
-from selfcal.types import Drop, GradedResponse, LabelledPair
+from selfcal.types import Aspect, Drop, GradedResponse, LabelledPair, RankedResponses
 
 
 def train_judge(
@@ -41,18 +42,48 @@ def train_grader(
     model: str,
     graded: Sequence[GradedResponse],
     settings: Training,
-    prompt: str | None,
+    prompts: Mapping[Aspect, str | None],
     run: Run,
 ) -> Trained:
-    """Fine-tune a text model to say whether one response is good (independent scoring).
+    """Fine-tune a text model to grade responses one by one, for one aspect or for several.
 
     Raises:
         TrainingError: no responses, or the loss became NaN or infinite.
     """
-    writer = PromptWriter(prompt, GRADE_PROMPT)
+    writer = GradeWriter(prompts)
     rows = [
-        (g.sample_id, writer.write_single(g.question, g.facts, g.response), GRADES[not g.good])
+        (g.sample_id, writer.write(g.aspect, g.question, g.facts, g.response), GRADES[not g.good])
         for g in graded
+    ]
+    return _train_reader(model, rows, settings, run)
+
+
+def train_ranker(
+    model: str,
+    ranked: Sequence[RankedResponses],
+    settings: Training,
+    prompt: str | None,
+    count: int,
+    run: Run,
+) -> Trained:
+    """Fine-tune a text model to name the best of several responses.
+
+    Args:
+        model: the model to start from.
+        ranked: ranked groups of responses.
+        settings: of the training.
+        prompt: a Jinja2 template; None: the built-in one.
+        count: rows made of each group, each some of its responses in a random order.
+        run: where and how it runs.
+
+    Raises:
+        TrainingError: no groups, or the loss became NaN or infinite.
+    """
+    writer = RankWriter(prompt)
+    rows = [
+        (g.sample_id, writer.write(g.question, g.facts, texts), NUMBERS[best])
+        for g in ranked
+        for texts, best in orders(g, count, str(run.seed))
     ]
     return _train_reader(model, rows, settings, run)
 

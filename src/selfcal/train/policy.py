@@ -24,8 +24,8 @@ def sft(model: str, rows: Sequence[tuple[Sample, str]], settings: Training, run:
     from trl import SFTConfig, SFTTrainer
 
     policy = load_policy(model, run.dtype, run.device)
-    lengths = _lengths(policy, [(s, (text,)) for s, text in rows])
-    kept, drops = _fitting(rows, lengths, settings.max_length, "rft")
+    long = lengths(policy, [(s, (text,)) for s, text in rows])
+    kept, drops = fitting(rows, long, settings.max_length, "rft")
     data = Dataset.from_list(
         [
             {"images": [s.image], "prompt": user_turn(s.question), "completion": _turn(text)}
@@ -33,7 +33,7 @@ def sft(model: str, rows: Sequence[tuple[Sample, str]], settings: Training, run:
         ]
     )
     args = SFTConfig(**arguments(settings, run, len(kept)))
-    return _tune(SFTTrainer, policy, data, args, settings, run, drops)
+    return tune(SFTTrainer, policy, data, args, settings, run, drops)
 
 
 def dpo(
@@ -55,7 +55,7 @@ def dpo(
     from trl import DPOConfig, DPOTrainer
 
     policy = load_policy(model, run.dtype, run.device)
-    kept, drops = _fitting(pairs, _pair_lengths(policy, pairs), settings.max_length, "dpo")
+    kept, drops = fitting(pairs, _pair_lengths(policy, pairs), settings.max_length, "dpo")
     spoiled = any(p.rejected_image for _, p in kept)
     data = Dataset.from_list(
         [
@@ -79,14 +79,14 @@ def dpo(
         loss_weights=weights,
         remove_unused_columns=not spoiled,  # TRL does not know the rejected images
     )
-    return _tune(DPOTrainer, policy, data, args, settings, run, drops)
+    return tune(DPOTrainer, policy, data, args, settings, run, drops)
 
 
 def _turn(text: str) -> list[dict[str, Any]]:
     return [{"role": "assistant", "content": [{"type": "text", "text": text}]}]
 
 
-def _tune(
+def tune(
     trainer: Any,
     policy: Policy,
     data: Any,
@@ -155,32 +155,32 @@ class _Shown:
         return self.processor(**asked)
 
 
-def _lengths(policy: Policy, rows: Sequence[tuple[Sample, tuple[str, ...]]]) -> list[int]:
-    """Tokens of each row's prompt, image tokens included, and of its longest response."""
+def lengths(policy: Policy, rows: Sequence[tuple[Sample, tuple[str, ...]]]) -> list[int]:
+    """Tokens of each row's prompt, image tokens included, and of its longest response, if any."""
     found = []
     for i in range(0, len(rows), 64):
         part = rows[i : i + 64]
         prompts = policy.encode([s for s, _ in part])["attention_mask"].sum(dim=1).tolist()
         for (_, texts), prompt in zip(part, prompts, strict=True):
-            own = policy.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
-            found.append(int(prompt) + max(map(len, own)) + 1)
+            own = [policy.tokenizer(t, add_special_tokens=False)["input_ids"] for t in texts]
+            found.append(int(prompt) + max(map(len, own), default=-1) + 1)
     return found
 
 
 def _pair_lengths(policy: Policy, pairs: Sequence[tuple[Sample, PreferencePair]]) -> list[int]:
     """Tokens of the longer half of each pair."""
-    found = _lengths(policy, [(s, (p.chosen, p.rejected)) for s, p in pairs])
+    found = lengths(policy, [(s, (p.chosen, p.rejected)) for s, p in pairs])
     halves = {
         i: (replace(s, image=p.rejected_image), (p.rejected,))
         for i, (s, p) in enumerate(pairs)
         if p.rejected_image
     }
-    for i, length in zip(halves, _lengths(policy, list(halves.values())), strict=True):
+    for i, length in zip(halves, lengths(policy, list(halves.values())), strict=True):
         found[i] = max(found[i], length)
     return found
 
 
-def _fitting(
+def fitting(
     rows: Sequence[tuple[Sample, T]], lengths: Sequence[int], limit: int, stage: str
 ) -> tuple[list[tuple[Sample, T]], list[Drop]]:
     """The rows that fit the limit."""

@@ -75,7 +75,7 @@ def r_scorer(recipe: Recipe) -> list[Stage]:
 
 def labelled(recipe: Recipe) -> list[Stage]:
     """Candidates of training samples, and labelled pairs of them."""
-    return [_candidates(recipe), _labels(recipe)]
+    return [candidates_of_training(recipe), _labels(recipe)]
 
 
 def label_giver(recipe: Recipe) -> LabelGiver:
@@ -89,7 +89,8 @@ def label_giver(recipe: Recipe) -> LabelGiver:
     return VerifierLabels()
 
 
-def _candidates(recipe: Recipe) -> Stage:
+def candidates_of_training(recipe: Recipe) -> Stage:
+    """Candidates of training samples, by the policy that the first iteration starts from."""
     n, start = min(recipe.judge.samples, recipe.data.rft), start_of(recipe, 1)
     if not n:
         raise RecipeError(

@@ -1,0 +1,128 @@
+"""What the learned judges of online methods share: their labels, their training, their check.
+
+All are of the R-Scorer's family: small text models that read the visual facts, trained from the
+judgments of the label-giving judge on candidates of training samples, and measured on samples held
+out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from selfcal.methods.parts.base import SERVER, by_sample, training_run, training_stats
+from selfcal.methods.parts.judges import label_giver
+from selfcal.recipe import Recipe
+from selfcal.stage import Shards, Stage, Work, count_drops
+from selfcal.store import JSON
+from selfcal.types import Candidate, Drop, GradedResponse, RankedResponses, Sample
+
+if TYPE_CHECKING:
+    from selfcal.judge.labels import LabelGiver
+    from selfcal.judge.scorer import Reading
+    from selfcal.train import Run, Trained
+
+L = TypeVar("L", GradedResponse, RankedResponses)
+Responses = Mapping[str, Sequence[str]]
+"""Candidates' texts, by sample."""
+_SHARD = 64
+
+
+def labels(
+    recipe: Recipe,
+    name: str,
+    kind: type[L],
+    ask: Callable[[LabelGiver, Sequence[Sample], Responses], tuple[list[L], list[Drop]]],
+    depends: Mapping[str, Any],
+) -> Stage:
+    """The label-giving judge on candidates of training samples: stage `judge/NAME`.
+
+    Its records are `train` and, of samples apart, `heldout`.
+    """
+    settings = recipe.judge
+
+    def run(work: Work) -> Mapping[str, JSON]:
+        from selfcal.judge.training import held_out
+
+        who = label_giver(recipe)
+        found = by_sample(work.read("judge/candidates", "candidates", Candidate))
+        own = {sample: [c.text for c in candidates] for sample, candidates in found.items()}
+
+        def part(samples: Sequence[Sample]) -> Shards:
+            labelled, drops = ask(who, samples, own)
+            return {"labelled": (kind, labelled), "drops": (Drop, drops)}
+
+        work.map([s for s in work.samples("data", "rft") if s.id in own], _SHARD, part)
+        train, test = held_out(work.folder.read("labelled", kind), settings.holdout)
+        work.write("train", train, kind)
+        work.write("heldout", test, kind)
+        drops = count_drops(work.folder.read("drops", Drop))
+        return {"train": len(train), "heldout": len(test), "drops": drops}
+
+    given = {**depends, "holdout": settings.holdout, **settings.labels.model_dump(exclude=SERVER)}
+    return Stage(
+        f"judge/{name}", ("data", "judge/candidates"), given, run, trained_on(recipe), "samples",
+        f"label-giving judgments: {name}",
+    )  # fmt: skip
+
+
+def training(
+    recipe: Recipe,
+    name: str,
+    source: str,
+    kind: type[L],
+    train: Callable[[Sequence[L], Run], Trained],
+    rows: int,
+    depends: Mapping[str, Any],
+) -> Stage:
+    """The training of a judge on the labels of stage `judge/SOURCE`: stage `judge/NAME`."""
+    j = recipe.judge
+
+    def run(work: Work) -> Mapping[str, JSON]:
+        labelled = work.read(f"judge/{source}", "train", kind)
+        return training_stats(work, train(labelled, training_run(recipe, work)))
+
+    given = {**depends, "model": j.model, "digest": j.digest, "train": j.train}
+    return Stage(
+        f"judge/{name}", (f"judge/{source}",), given, run, j.train.steps_for(rows), "steps",
+        f"training of the {name}",
+    )  # fmt: skip
+
+
+def check(
+    recipe: Recipe,
+    name: str,
+    source: str,
+    kind: type[L],
+    figures: Callable[[Work, Sequence[L]], Mapping[str, JSON]],
+    size: int,
+    depends: Mapping[str, Any],
+) -> Stage:
+    """A judge against the labels that were held out: stage `judge/NAME-quality`."""
+
+    def run(work: Work) -> Mapping[str, JSON]:
+        return figures(work, work.read(f"judge/{source}", "heldout", kind))
+
+    return Stage(
+        f"judge/{name}-quality", (f"judge/{source}", f"judge/{name}"),
+        {**depends, "min_mass": recipe.judge.min_mass}, run, max(1, size), "responses",
+        f"the {name} against held-out labels",
+    )  # fmt: skip
+
+
+def trained_on(recipe: Recipe) -> int:
+    """Training samples whose candidates are labelled."""
+    return min(recipe.judge.samples, recipe.data.rft)
+
+
+def reading(recipe: Recipe) -> Reading:
+    """How a learned judge is read."""
+    from selfcal.judge.scorer import Reading
+
+    j, p = recipe.judge, recipe.policy
+    return Reading(j.batch_size, j.min_mass, p.dtype, p.device)
+
+
+def as_sample(labelled: GradedResponse | RankedResponses) -> Sample:
+    """What a text judge sees of a sample."""
+    return Sample(labelled.sample_id, "", labelled.question, "", facts=labelled.facts)

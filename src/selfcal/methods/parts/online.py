@@ -1,0 +1,209 @@
+"""Online methods: in place of search, scoring and DPO, one stage that samples and learns at once.
+
+A method says what responses are worth by two things: a `Rater`, which asks the judge about groups
+of responses, and an `Estimator`, which makes rewards and advantages of all that is known of a
+batch. Everything else is the same for all of them: prompts, sampling, the task reward, records.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Protocol
+
+from selfcal.errors import SelfcalError
+from selfcal.methods.parts.base import (
+    calibration_samples,
+    calibration_size,
+    given,
+    reads,
+    training_run,
+    training_stats,
+    weights,
+)
+from selfcal.methods.parts.budget import share
+from selfcal.rationale import answers_agree, parse
+from selfcal.recipe import Recipe
+from selfcal.stage import Stage, Work
+from selfcal.store import JSON
+from selfcal.types import Drop, Rollout
+
+if TYPE_CHECKING:
+    from selfcal.advantage import Groups
+    from selfcal.train import Graded, Group
+
+
+class Rater(Protocol):
+    """Who asks the judge about groups of responses."""
+
+    def cost(self, groups: Sequence[Group], correct: Sequence[Sequence[float]]) -> int:
+        """How often `rate` asks the judge: comparisons, grades or rankings."""
+        ...
+
+    def rate(
+        self, groups: Sequence[Group], correct: Sequence[Sequence[float]]
+    ) -> list[list[tuple[float, ...]]]:
+        """The signals of each response of each group; NaN where there is none.
+
+        `correct` says of each response whether its answer is right (1), wrong (0) or unknown (NaN).
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Batch:
+    """All that is known of a batch of responses; arrays are (prompts, responses)."""
+
+    task: Groups
+    """Answer correctness plus the weighted format; NaN where the answer is unknown."""
+    correct: Groups
+    form: Groups
+    """The weighted format alone."""
+    signals: Mapping[str, Groups]
+    """What the judge gave, by name."""
+
+
+class Estimator(Protocol):
+    """What makes rewards and advantages of a batch; it may learn from batch to batch."""
+
+    def estimate(self, batch: Batch) -> tuple[Groups, Groups]:
+        """Rewards and advantages, of the batch's shape."""
+        ...
+
+    @property
+    def figures(self) -> Mapping[str, float]:
+        """What it has learned so far, by name."""
+        ...
+
+
+@dataclass(frozen=True)
+class Online:
+    """An online method."""
+
+    signals: tuple[str, ...]
+    """Names of what its rater gives."""
+    estimator: Callable[[Mapping[str, float]], Estimator]
+    """Makes the estimator, given the figures that the last iteration ended with."""
+    rater: Callable[[Work], Rater] | None = None
+    inputs: tuple[str, ...] = ()
+    """Stages that the rater is loaded from."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """What rater and estimator depend on beside those."""
+    needs_answers: bool = True
+    """Whether samples without a reference answer teach nothing."""
+
+
+def online_tuning(recipe: Recipe, t: int, start: str | None, method: Online) -> Stage:
+    """GRPO on calibration samples from the policy of stage `start`; merged. It is `iter-t/grpo`."""
+
+    def run(work: Work) -> Mapping[str, JSON]:
+        from selfcal.train import Ledger, grpo
+
+        learned = work.inputs[f"iter-{t - 1}/grpo"].manifest()["stats"]["learned"] if t > 1 else {}
+        rater = method.rater(work) if method.rater else None
+        grading = _Grading(recipe, method.signals, rater, method.estimator(learned))
+        ledger = Ledger(work.folder, share(recipe))
+        samples = calibration_samples(recipe, work, t)
+        usable = [s for s in samples if s.answer.strip() or not method.needs_answers]
+        if not usable:
+            raise SelfcalError(
+                f"{work.stage.name}: none of {len(samples)} calibration samples has a reference "
+                f"answer, and {recipe.method} is rewarded by answers; give samples with answers, "
+                "or take a method without, such as src or online_src"
+            )
+        unanswered = [Drop(s.id, "grpo", "no-answer") for s in samples if s not in usable]
+        model = weights(recipe, work, start)
+        trained = grpo(model, usable, recipe.grpo, grading, ledger, training_run(recipe, work))
+        trained = replace(trained, drops=(*unanswered, *trained.drops))
+        return {
+            **training_stats(work, trained),
+            **_figures(work, method.signals),
+            "tokens": ledger.spent,
+            "judgments": grading.asked,
+            "learned": dict(grading.figures),
+        }
+
+    n = calibration_size(recipe)
+    depends = {
+        "method": recipe.method,
+        "training": recipe.grpo,
+        "budget": share(recipe),
+        "part": None if recipe.data.repeat else (t, recipe.iterations),
+        **method.settings,
+        **given(recipe, start),
+    }
+    steps = recipe.grpo.steps_for(n * recipe.grpo.group * recipe.grpo.updates)
+    inputs = ("data", *reads(start), *method.inputs)
+    return Stage(f"iter-{t}/grpo", inputs, depends, run, steps, "steps", "GRPO on own responses")
+
+
+def _figures(work: Work, signals: Sequence[str]) -> dict[str, JSON]:
+    """Means over all responses: correctness, form, and each signal of the judge."""
+    import numpy as np
+
+    rollouts = work.folder.read("rollouts", Rollout)
+    columns = {
+        "correct": [r.correct for r in rollouts],
+        "compliant": [float(r.compliant) for r in rollouts],
+        **{name: [r.judged[k] for r in rollouts] for k, name in enumerate(signals)},
+    }
+    found: dict[str, JSON] = {"responses": len(rollouts)}
+    for name, values in columns.items():
+        known = [v for v in values if not np.isnan(v)]
+        found[name] = round(float(np.mean(known)), 4) if known else None
+    return found
+
+
+class _Grading:
+    """The judge's signals and the task reward of responses, and an estimator's view of them."""
+
+    def __init__(
+        self, recipe: Recipe, signals: Sequence[str], rater: Rater | None, estimator: Estimator
+    ) -> None:
+        self._format_weight = recipe.grpo.format_weight
+        self._signals, self._rater, self._estimator = signals, rater, estimator
+        self.asked = 0
+
+    @property
+    def figures(self) -> Mapping[str, float]:
+        return self._estimator.figures
+
+    def judge(self, groups: Sequence[Group]) -> list[list[tuple[float, ...]]]:
+        if self._rater is None:
+            return [[() for _ in g.texts] for g in groups]
+        return self._rater.rate(groups, [_correct(g) for g in groups])
+
+    def weigh(
+        self, groups: Sequence[Group], judged: Sequence[Sequence[tuple[float, ...]]]
+    ) -> list[list[Graded]]:
+        import numpy as np
+
+        from selfcal.train import Graded
+
+        correct = np.array([_correct(g) for g in groups])
+        form = np.array([[float(parse(text).compliant) for text in g.texts] for g in groups])
+        form *= self._format_weight
+        if self._rater is not None:
+            self.asked += self._rater.cost(groups, correct.tolist())
+        signals = {
+            name: np.array([[response[k] for response in own] for own in judged])
+            for k, name in enumerate(self._signals)
+        }
+        batch = Batch(correct + form, correct, form, signals)
+        rewards, advantages = self._estimator.estimate(batch)
+        return [
+            [
+                Graded(float(correct[p, i]), own[i], float(rewards[p, i]), float(advantages[p, i]))
+                for i in range(len(own))
+            ]
+            for p, own in enumerate(judged)
+        ]
+
+
+def _correct(group: Group) -> list[float]:
+    """Whether each answer is right; NaN without a reference answer."""
+    sample = group.sample
+    if not sample.answer.strip():
+        return [float("nan") for _ in group.texts]
+    answers = (parse(text).answer for text in group.texts)
+    return [float(answers_agree(a, sample.answer, sample.choices)) for a in answers]

@@ -1,0 +1,240 @@
+"""Online training of the policy: GRPO on groups of responses that it samples while it learns.
+
+TRL's `GRPOTrainer` samples and takes the steps. What a response is worth comes from outside: a
+`Grading` gives the advantages of a batch, and TRL takes them as they are (rewards of mean 0 in each
+group, which it is told not to scale). So every method computes its advantages in one place, and
+each response is on record with its reward and advantage.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any, Protocol
+
+from selfcal.policy import load_policy, user_turn
+from selfcal.rationale import parse
+from selfcal.recipe import Grpo
+from selfcal.store import StageDir
+from selfcal.train.common import Run, Trained, arguments, last_checkpoint
+from selfcal.train.policy import fitting, lengths, tune
+from selfcal.types import Rollout, Sample
+
+ROLLOUTS = "rollouts"
+"""Name of the responses among a stage's records."""
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """The responses to one sample in one batch."""
+
+    sample: Sample
+    texts: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Graded:
+    """What a grading makes of one response."""
+
+    correct: float
+    judged: tuple[float, ...]
+    reward: float
+    advantage: float
+
+
+class Grading(Protocol):
+    """What responses are worth to a method."""
+
+    def judge(self, groups: Sequence[Group]) -> list[list[tuple[float, ...]]]:
+        """What the judge says of each response of each group."""
+        ...
+
+    def weigh(
+        self, groups: Sequence[Group], judged: Sequence[Sequence[tuple[float, ...]]]
+    ) -> list[list[Graded]]:
+        """Rewards and advantages of one whole batch; called once for each, in order."""
+        ...
+
+    @property
+    def figures(self) -> Mapping[str, float]:
+        """What it has learned so far, such as multipliers, by name."""
+        ...
+
+
+@dataclass
+class Ledger:
+    """The account of a training: every response that it sampled, a shard a batch."""
+
+    folder: StageDir
+    limit: int | None = None
+    """Tokens that may be sampled; the batch that spends the last of them is done in full."""
+    spent: int = field(default=0, init=False)
+
+    @property
+    def over(self) -> bool:
+        """Whether all tokens are spent."""
+        return self.limit is not None and self.spent >= self.limit
+
+    def add(self, step: int, rollouts: Sequence[Rollout]) -> None:
+        """Keep the responses of batch `step`, from 0."""
+        from accelerate import PartialState
+
+        if PartialState().is_main_process:
+            self.folder.write_shard(ROLLOUTS, step, rollouts, Rollout)
+        self.spent += sum(r.tokens for r in rollouts)
+
+    def reopen(self, batches: int) -> list[list[Rollout]]:
+        """The first batches, which an earlier process kept; what comes after them is deleted."""
+        kept = [self.folder.read_shard(ROLLOUTS, i, Rollout) for i in range(batches)]
+        while self.folder.has(ROLLOUTS, batches):
+            self.folder.shard(ROLLOUTS, batches).unlink()
+            batches += 1
+        self.spent = sum(r.tokens for own in kept for r in own)
+        return kept
+
+
+def grpo(
+    model: str,
+    samples: Sequence[Sample],
+    settings: Grpo,
+    grading: Grading,
+    ledger: Ledger,
+    run: Run,
+) -> Trained:
+    """Train a policy by GRPO on its own responses to samples.
+
+    A killed training goes on at TRL's last checkpoint: the batches before it are read from the
+    ledger, and weighed again, so that what the grading has learned is what it was.
+
+    Raises:
+        TrainingError: no samples, or the loss became NaN or infinite.
+    """
+    from datasets import Dataset
+    from trl import GRPOConfig, GRPOTrainer
+
+    policy = load_policy(model, run.dtype, run.device)
+    asked = [(s, ()) for s in samples]
+    reach = [n + settings.max_new_tokens for n in lengths(policy, asked)]
+    kept, drops = fitting(asked, reach, settings.max_length, "grpo")
+    rows = [s for s, _ in kept]
+    data = Dataset.from_list(
+        [
+            {"images": [s.image], "prompt": user_turn(s.question), "row": i}
+            for i, s in enumerate(rows)
+        ]
+    )
+    common = arguments(settings, run, len(rows) * settings.group * settings.updates)
+    del common["max_length"]  # checked before
+    args = GRPOConfig(
+        **common,
+        num_generations=settings.group,
+        max_completion_length=settings.max_new_tokens,
+        temperature=settings.temperature,
+        top_p=settings.top_p,
+        num_iterations=settings.updates,
+        epsilon=settings.clip,
+        beta=settings.kl,
+        loss_type=settings.loss,
+        scale_rewards="none",  # advantages come as they shall be
+        remove_unused_columns=False,  # the row says which sample a response belongs to
+    )
+    _replay(ledger.reopen(_resumed(run) // settings.updates), grading, rows)
+    reward = _Reward(rows, grading, ledger, settings.group, settings.updates)
+
+    def trainer(**given: Any) -> Any:
+        made = GRPOTrainer(**given, reward_funcs=reward)
+        made.add_callback(_within_budget(ledger))
+        return made
+
+    return tune(trainer, policy, data, args, settings, run, drops)
+
+
+def _resumed(run: Run) -> int:
+    """The optimizer step that a training resumes at."""
+    last = last_checkpoint(run.out / "trl")
+    return 0 if last is None else int(last.rpartition("-")[2])
+
+
+def _replay(kept: Sequence[Sequence[Rollout]], grading: Grading, rows: Sequence[Sample]) -> None:
+    """Weigh the batches that were sampled before the training was cut off."""
+    by_id = {s.id: s for s in rows}
+    for own in kept:
+        starts = [i for i, r in enumerate(own) if r.index == 0]
+        parts = [own[a:b] for a, b in pairwise([*starts, len(own)])]
+        groups = [Group(by_id[g[0].sample_id], tuple(r.text for r in g)) for g in parts]
+        grading.weigh(groups, [[r.judged for r in g] for g in parts])
+
+
+@dataclass(frozen=True, slots=True)
+class _Reward:
+    """TRL's reward function: the advantages of a batch, which are put on record."""
+
+    rows: Sequence[Sample]
+    grading: Grading
+    ledger: Ledger
+    size: int
+    """Responses of a group."""
+    updates: int
+
+    @property
+    def __name__(self) -> str:  # what TRL logs it by
+        return "advantage"
+
+    def __call__(
+        self,
+        completions: Sequence[Any],
+        completion_ids: Sequence[Sequence[int]],
+        row: Sequence[int],
+        trainer_state: Any,
+        log_metric: Callable[[str, float], None],
+        **_: Any,
+    ) -> list[float]:
+        from accelerate import PartialState
+        from accelerate.utils import gather_object
+
+        own = [
+            Group(
+                self.rows[row[at]],
+                tuple(c[0]["content"] for c in completions[at : at + self.size]),
+            )
+            for at in range(0, len(row), self.size)
+        ]
+        judged = self.grading.judge(own)
+        # a batch is weighed as a whole: the parts of all processes together
+        batch = gather_object(list(zip(own, judged, strict=True)))
+        tokens = gather_object([len(ids) for ids in completion_ids])
+        groups, signals = [g for g, _ in batch], [j for _, j in batch]
+        graded = [g for part in self.grading.weigh(groups, signals) for g in part]
+        step = int(trainer_state.global_step) // self.updates
+        self.ledger.add(step, _rollouts(step, groups, graded, tokens))
+        for name, value in self.grading.figures.items():
+            log_metric(name, value)
+        log_metric("task_reward", sum(g.reward for g in graded) / len(graded))
+        first = PartialState().process_index * len(row)
+        return [g.advantage for g in graded[first : first + len(row)]]
+
+
+def _rollouts(
+    step: int, groups: Sequence[Group], graded: Sequence[Graded], tokens: Sequence[int]
+) -> list[Rollout]:
+    places = [(g.sample, i, text) for g in groups for i, text in enumerate(g.texts)]
+    return [
+        Rollout(
+            sample.id, step, i, text, n, one.correct, parse(text).compliant, one.judged,
+            one.reward, one.advantage,
+        )
+        for (sample, i, text), one, n in zip(places, graded, tokens, strict=True)
+    ]  # fmt: skip
+
+
+def _within_budget(ledger: Ledger) -> Any:
+    """A callback that ends the training when its tokens are spent."""
+    from transformers import TrainerCallback
+
+    class WithinBudget(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if ledger.over:
+                control.should_training_stop = True
+
+    return WithinBudget()
