@@ -45,6 +45,7 @@ def plan(recipe: Recipe) -> list[Stage]:
         lambda work: parts.GradeRater(recipe, work, prompts),
         ("judge/grader",),
         {"options": own, "min_mass": recipe.judge.min_mass},
+        asks=lambda size: size,
     )
 
     def iteration(t: int, start: str | None) -> list[Stage]:

@@ -59,6 +59,7 @@ def plan(recipe: Recipe) -> list[Stage]:
         lambda work: parts.GradeRater(recipe, work, prompts),
         ("judge/grader",),
         {"options": own, "min_mass": recipe.judge.min_mass},
+        asks=lambda size: len(CONSTRAINTS) * size,
     )
 
     def iteration(t: int, start: str | None) -> list[Stage]:

@@ -58,6 +58,7 @@ def plan(recipe: Recipe) -> list[Stage]:
         lambda work: parts.RankRater(recipe, work, own.prompt),
         ("judge/ranker",),
         {"options": own, "min_mass": recipe.judge.min_mass},
+        asks=lambda _: 1,
     )
 
     def iteration(t: int, start: str | None) -> list[Stage]:

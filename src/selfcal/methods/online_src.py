@@ -9,8 +9,8 @@ with `answer_weight` above 0 a right answer counts beside the score.
 
 Every pair of different texts of a group is compared in both orders; equal texts share their score,
 and a group of one text teaches nothing. Scores lie in [-1, 1] and have the judge's confidence in
-them; with `grpo.scale: none`, as in the recipes, advantages keep it: a group in which the judge sees
-no difference does not count as much as one in which it does.
+them; with `grpo.scale: none`, as in the recipes, advantages keep it: a group in which the judge
+sees no difference does not count as much as one in which it does.
 """
 
 from __future__ import annotations
@@ -50,6 +50,7 @@ def plan(recipe: Recipe) -> list[Stage]:
         judge.inputs,
         {"options": own, "judge": judge.settings, "aggregator": recipe.curate.aggregator},
         needs_answers=own.answer_weight > 0,
+        asks=lambda size: size * (size - 1),
     )
 
     def iteration(t: int, start: str | None) -> list[Stage]:

@@ -22,7 +22,10 @@ from selfcal.store import write_text
 from selfcal.view.results import BY_CATEGORY, direction
 from selfcal.view.text import duration, heading, large, safe, table, value
 
-PATHS = ("alignment", "rationale_soundness", "answer_accuracy")
+PATHS = (
+    "alignment", "reliable_accuracy", "rationale_soundness", "answer_accuracy", "grounding",
+    "inconsistency",
+)  # fmt: skip
 """What is followed over the checkpoints, and drawn."""
 _GAP = 2
 """Spaces between columns."""

@@ -40,10 +40,14 @@ _SECONDS = {
     "taught": 0.001,
     "written": 0.0033,
     "dpo": 0.012,
+    "grpo": 0.016,
+    "rankings": 0.0005,
+    "ranker": 0.01,
+    "ranker-quality": 0.003,
     "eval": 0.0025,
     "reward": 0.02,
 }
-_LIGHT = {"data", "teacher", "labels", "grades", "pairs", "best"}
+_LIGHT = {"data", "teacher", "labels", "grades", "rankings", "pairs", "best"}
 """Kinds of stages that load no model."""
 _LOADING = 1.5
 """Seconds that a stage with a model takes before its first item."""
@@ -88,7 +92,7 @@ def models(recipe: Recipe) -> list[str]:
 
 
 def _trains_judge(stages: Sequence[Stage]) -> bool:
-    return any(s.name in ("judge/train", "judge/grader") for s in stages)
+    return any(s.name in ("judge/train", "judge/grader", "judge/ranker") for s in stages)
 
 
 def _wanted(recipe: Recipe, stage: Stage) -> int:
@@ -107,6 +111,8 @@ def guess(recipe: Recipe, stage: Stage) -> float:
         "rft": recipe.rft.batch_size if recipe.rft else 0,
         "sft": recipe.dpo.batch_size,
         "dpo": recipe.dpo.batch_size,
+        "grpo": recipe.grpo.batch_size / recipe.grpo.updates,
+        "ranker": recipe.judge.train.batch_size,
         "train": recipe.judge.train.batch_size,
         "grader": recipe.judge.train.batch_size,
         "written": 1 + 2 * _written(stage, "responses"),
@@ -202,19 +208,28 @@ def _tokens_of_item(recipe: Recipe, stage: Stage) -> int:
         "guided": tree,
         "reward": path,
         "eval": greedy,
+        "grpo": _responses_of_step(recipe) * recipe.grpo.max_new_tokens,
         "written": _written(stage, "responses") * greedy,
     }.get(kind(stage), 0)
+
+
+def _responses_of_step(recipe: Recipe) -> int:
+    """Responses sampled for each optimizer step of an online method, rounded up."""
+    return -(-recipe.grpo.batch_size // recipe.grpo.updates)
 
 
 def _comparisons(recipe: Recipe, stage: Stage) -> int:
     """Comparisons by a trained judge for each item of a stage."""
     n, settings = _wanted(recipe, stage), recipe.judge
-    of_labels = 2 if stage.unit == "pairs" else 2 * settings.pairs_per_sample
+    of_labels = {"pairs": 2, "responses": 1}.get(stage.unit, 2 * settings.pairs_per_sample)
+    asks = _settings(stage).get("asks", 0)
     return {
         "judgments": n * (n - 1) // (2 if settings.schedule == "one_order" else 1),
         "quality": of_labels,
         "grader-quality": of_labels,
         "calibration": of_labels,
+        "ranker-quality": of_labels,
+        "grpo": -(-_responses_of_step(recipe) * asks // recipe.grpo.group),
         "taught": 2,
     }.get(kind(stage), 0)
 
@@ -223,7 +238,13 @@ def _requests(recipe: Recipe, stage: Stage) -> int:
     """Requests to a server for each item of a stage."""
     of_teacher = {"teacher": 1, "taught": 1, "written": _written(stage, "requests")}
     of_labels = {"labels": recipe.judge.pairs_per_sample}
-    of_labels["grades"] = min(2 * recipe.judge.pairs_per_sample, recipe.search.candidates)
+    aspects = _settings(stage).get("aspects")
+    of_labels["grades"] = (
+        len(aspects) * recipe.search.candidates
+        if aspects
+        else min(2 * recipe.judge.pairs_per_sample, recipe.search.candidates)
+    )
+    of_labels["rankings"] = 1
     of_labels["calibration"] = recipe.judge.pairs_per_sample if stage.unit == "samples" else 0
     what = kind(stage)
     teacher = of_teacher.get(what, 0) if recipe.teacher.kind == "endpoint" else 0

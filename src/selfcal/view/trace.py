@@ -21,6 +21,7 @@ from selfcal.store import StageDir
 from selfcal.types import Drop, Response, Sample, WrittenRap
 from selfcal.view.chain import Chain, indented, reason
 from selfcal.view.pairs import show_search, show_written
+from selfcal.view.rollouts import show_rollouts
 from selfcal.view.status import command
 from selfcal.view.text import heading, safe
 from selfcal.view.verdicts import marked, outcome
@@ -60,6 +61,8 @@ def _show_stage(out: Console, chain: Chain, stage: Stage) -> None:
         show_search(out, chain, stage)
     elif kind == "pairs" and f"{where}/candidates" not in chain.planned:
         show_written(out, chain, stage)
+    elif kind == "grpo":
+        show_rollouts(out, chain, stage)
     elif kind in ("dpo", "sft") and (drops := chain.own(stage.name, "drops", Drop)):
         out.print(heading(stage.name))
         for drop in drops:

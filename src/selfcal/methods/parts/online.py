@@ -89,6 +89,8 @@ class Online:
     """Stages that the rater is loaded from."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """What rater and estimator depend on beside those."""
+    asks: Callable[[int], int] = lambda size: 0
+    """How often the rater asks the judge at most about a group of that size."""
     needs_answers: bool = True
     """Whether samples without a reference answer teach nothing."""
 
@@ -129,6 +131,8 @@ def online_tuning(recipe: Recipe, t: int, start: str | None, method: Online) -> 
         "training": recipe.grpo,
         "budget": share(recipe),
         "part": None if recipe.data.repeat else (t, recipe.iterations),
+        "signals": method.signals,
+        "asks": method.asks(recipe.grpo.group),
         **method.settings,
         **given(recipe, start),
     }
@@ -137,11 +141,19 @@ def online_tuning(recipe: Recipe, t: int, start: str | None, method: Online) -> 
     return Stage(f"iter-{t}/grpo", inputs, depends, run, steps, "steps", "GRPO on own responses")
 
 
+def signals_of(stage: Stage) -> tuple[str, ...]:
+    """Names of what the judge gave, in the order of `Rollout.judged`."""
+    settings = stage.settings if isinstance(stage.settings, Mapping) else {}
+    return tuple(settings.get("signals", ()))
+
+
 def _figures(work: Work, signals: Sequence[str]) -> dict[str, JSON]:
     """Means over all responses: correctness, form, and each signal of the judge."""
     import numpy as np
 
-    rollouts = work.folder.read("rollouts", Rollout)
+    from selfcal.train.online import ROLLOUTS
+
+    rollouts = work.folder.read(ROLLOUTS, Rollout)
     columns = {
         "correct": [r.correct for r in rollouts],
         "compliant": [float(r.compliant) for r in rollouts],
