@@ -214,20 +214,16 @@ class Grades:
     def __init__(self) -> None:
         self.asked: list[tuple[str, str]] = []
 
-    def grade(self, sample: Sample, response: str) -> bool | None:
+    def grade(self, sample: Sample, response: str, aspect: str = "good") -> bool | None:
         self.asked.append((sample.id, response))
         return None if "?" in response else "g" in response
 
 
 def test_each_distinct_response_is_graded_once() -> None:
-    pairs = [
-        labelled("s0", "first", "g1", "x"),
-        labelled("s0", "neutral", "x", "g1"),
-        labelled("s1", "first", "x", "?"),  # another sample's x is another response
-        labelled("s1", "first", "?", "g2"),
-    ]
+    # another sample's x is another response
+    own = {"s0": ["g1", "x", "x", "g1"], "s1": ["x", "?", "?", "g2"]}
     judge = Grades()
-    made, drops = grade_responses(judge, SAMPLES, pairs)  # type: ignore[arg-type]
+    made, drops = grade_responses(judge, SAMPLES, own)  # type: ignore[arg-type]
     assert judge.asked == [("s0", "g1"), ("s0", "x"), ("s1", "x"), ("s1", "?"), ("s1", "g2")]
     # question and facts are the sample's
     assert made == [
@@ -237,7 +233,7 @@ def test_each_distinct_response_is_graded_once() -> None:
         GradedResponse("s1", "question 1", "facts 1", "g2", True),
     ]
     assert drops == [Drop("s1", "judge/grades", "unreadable-label")]
-    assert grade_responses(judge, SAMPLES, []) == ([], [])  # type: ignore[arg-type]
+    assert grade_responses(judge, SAMPLES, {}) == ([], [])  # type: ignore[arg-type]
 
 
 class Read:

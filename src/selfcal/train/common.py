@@ -113,7 +113,7 @@ def finish(trainer: Any, processor: Any, run: Run, rows: int, drops: Sequence[Dr
     model.save_pretrained(run.out / "checkpoint")
     processor.save_pretrained(run.out / "checkpoint")
     curve = tuple(
-        {k: float(v) for k, v in row.items() if isinstance(v, int | float)}
+        {k: float(v) for k, v in row.items() if isinstance(v, int | float) and math.isfinite(v)}
         for row in trainer.state.log_history
         if "loss" in row
     )

@@ -8,6 +8,7 @@ each response is on record with its reward and advantage.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -144,7 +145,7 @@ def grpo(
 
     def trainer(**given: Any) -> Any:
         made = GRPOTrainer(**given, reward_funcs=reward)
-        made.add_callback(_within_budget(ledger))
+        made.add_callback(_within_budget(ledger, settings.updates))
         return made
 
     return tune(trainer, policy, data, args, settings, run, drops)
@@ -210,7 +211,8 @@ class _Reward:
         self.ledger.add(step, _rollouts(step, groups, graded, tokens))
         for name, value in self.grading.figures.items():
             log_metric(name, value)
-        log_metric("task_reward", sum(g.reward for g in graded) / len(graded))
+        if known := [g.reward for g in graded if not math.isnan(g.reward)]:
+            log_metric("group_reward", sum(known) / len(known))
         first = PartialState().process_index * len(row)
         return [g.advantage for g in graded[first : first + len(row)]]
 
@@ -228,13 +230,14 @@ def _rollouts(
     ]  # fmt: skip
 
 
-def _within_budget(ledger: Ledger) -> Any:
+def _within_budget(ledger: Ledger, updates: int) -> Any:
     """A callback that ends the training when its tokens are spent."""
     from transformers import TrainerCallback
 
     class WithinBudget(TrainerCallback):
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            if ledger.over:
+            if ledger.over and state.global_step % updates == 0:
                 control.should_training_stop = True
+                control.should_save = False  # from a checkpoint here a resumed run would go on
 
     return WithinBudget()

@@ -23,7 +23,7 @@ def show_rollouts(out: Console, chain: Chain, stage: Stage) -> None:
     drops = chain.own(stage.name, "drops", Drop)
     if not (found or drops) and chain.done(stage.name):
         return  # other samples were asked, or the budget was spent before it
-    out.print(heading(f"{stage.name}: {len(found)} responses"))
+    out.print(heading(f"{stage.name}: {len(found)} responses" if found else stage.name))
     if not chain.done(stage.name):
         out.print(indented(Text("not trained yet", "dim")))
     for drop in drops:
