@@ -16,7 +16,7 @@ from typing import Any
 from selfcal.data import read_samples
 from selfcal.judge.scorer import VERDICTS, Comparison, judgment
 from selfcal.miniworld import build, models
-from selfcal.types import Judgment, Sample, Verdict
+from selfcal.types import Aspect, Judgment, Sample, Verdict
 
 Said = Verdict | Sequence[float] | None
 """A verdict, the probabilities of (first, second, neutral), or None for an unreadable answer."""
@@ -86,11 +86,16 @@ class ScriptedLabels:
     """A label-giving judge whose verdicts come from a function of sample, first and second."""
 
     says: Callable[[Sample, str, str], Verdict | None]
-    grades: Callable[[Sample, str], bool | None] = lambda sample, response: None
+    grades: Callable[[Sample, str, Aspect], bool | None] = lambda sample, response, aspect: None
+    ranks: Callable[[Sample, Sequence[str]], tuple[int, ...] | None] = lambda sample, own: None
 
-    def grade(self, sample: Sample, response: str) -> bool | None:
-        """Say whether a response is good; None if the answer cannot be read."""
-        return self.grades(sample, response)
+    def grade(self, sample: Sample, response: str, aspect: Aspect = "good") -> bool | None:
+        """Grade a response; None if the answer cannot be read."""
+        return self.grades(sample, response, aspect)
+
+    def rank(self, sample: Sample, responses: Sequence[str]) -> tuple[int, ...] | None:
+        """Rank responses; None if the answer cannot be read."""
+        return self.ranks(sample, responses)
 
     def compare(self, sample: Sample, first: str, second: str) -> Verdict | None:
         """Say which response is better; None if the answer cannot be read."""

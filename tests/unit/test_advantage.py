@@ -233,14 +233,14 @@ def test_who_sees_the_same_batches_has_the_same_multipliers() -> None:
 def test_a_constraint_is_on_the_mean_of_all_that_was_scored() -> None:
     ascent = DualAscent(PLAIN, OWN, {})
     nothing = [[NAN, NAN], [NAN, NAN]]
-    seen = batch([[1, 0], [0, 1]], entailed=[[1.0, 0.4], [0.7, NAN]], grounded=nothing)
+    seen = batch([[1, 0], [0, 1]], entailed=[[1.0, 0.4], [0.4, NAN]], grounded=nothing)
     rewards, advantages = ascent.estimate(seen)
-    # 1 + 0.5 x 1.0, 0.5 x 0.4; 0.5 x 0.7, 1
-    assert close(rewards, [[1.5, 0.2], [0.35, 1]])
+    # 1 + 0.5 x 1.0, 0.5 x 0.4; 0.5 x 0.4, 1
+    assert close(rewards, [[1.5, 0.2], [0.2, 1]])
     # (0.5 + 0.5 x 0.3) / 2; in the second group one alone is scored: 0.5 / 2
     assert close(advantages, [[0.325, -0.325], [-0.25, 0.25]])
-    # the mean of three is 0.7; nothing says whether statements are true
-    assert ascent.multipliers == pytest.approx([0.6, 0.5], abs=1e-12)
+    # the mean of three is 0.6; nothing says whether statements are true
+    assert ascent.multipliers == pytest.approx([0.65, 0.5], abs=1e-12)
 
 
 def test_no_rewards_scale_hides_anothers() -> None:

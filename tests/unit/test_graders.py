@@ -369,8 +369,10 @@ def test_the_verifier_ranks_reliable_responses_first(
 
 def test_the_verifier_knows_miniworld_only() -> None:
     labels = VerifierLabels()
-    for strange in (Sample("s", "", "How many dogs?", ""), Sample("s", "", BARS.question, "")):
-        for aspect in ASPECTS:
+    dogs, blind = Sample("s", "", "How many dogs?", ""), Sample("s", "", BARS.question, "")
+    assert labels.grade(blind, GOOD, "entailed")  # no fact decides it
+    for strange, aspects in ((dogs, ASPECTS), (blind, ("good", "grounded"))):
+        for aspect in aspects:
             with pytest.raises(LabelError, match=r"sample 's': .*use an endpoint"):
                 labels.grade(strange, GOOD, aspect)
         with pytest.raises(LabelError, match=r"sample 's': .*use an endpoint"):

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from selfcal.chat import ChatError
-from selfcal.judge import independent
+from selfcal.judge import grader
 from selfcal.judge.controls import GuessingJudge, VerifyingJudge
-from selfcal.judge.independent import GRADES, IndependentScorer
+from selfcal.judge.grader import GRADES
+from selfcal.judge.independent import IndependentScorer
 from selfcal.judge.labels import ChatLabels, LabelError, VerifierLabels
 from selfcal.judge.quality import assess, report
 from selfcal.judge.scorer import (
@@ -254,7 +255,7 @@ class Read:
 
 
 def test_an_independent_judge_reads_every_response_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(independent, "Reader", Read)
+    monkeypatch.setattr(grader, "Reader", Read)
     judge = IndependentScorer("path", "{{ response }}", Reading())
     own = [candidate(i, text) for i, text in enumerate(("0.9", "0.2", "?"))]
     made = judge.judge(list(all_comparisons(BARS, own)))
@@ -268,7 +269,7 @@ def test_an_independent_judge_reads_every_response_once(monkeypatch: pytest.Monk
 
 
 def test_equal_texts_of_two_samples_are_two_responses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(independent, "Reader", Read)
+    monkeypatch.setattr(grader, "Reader", Read)
     judge = IndependentScorer("path", "{{ question }}", Reading())
     asked = [comparison(sample=Sample(q, "", q, "")) for q in ("0.5", "0.25")]
     made = judge.judge(asked)

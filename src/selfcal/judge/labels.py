@@ -69,10 +69,10 @@ class VerifierLabels:
             LabelError: the sample is not MiniWorld's.
         """
         with _of_miniworld(sample):
+            if aspect == "entailed":
+                return verifier.entails(sample, response)
             found = verifier.verify(sample, response)
-            return {
-                "good": found.reliable, "entailed": found.entailed, "grounded": found.grounded
-            }[aspect]  # fmt: skip
+            return found.grounded if aspect == "grounded" else found.reliable
 
     def rank(self, sample: Sample, responses: Sequence[str]) -> tuple[int, ...]:
         """Reliable responses before all others.

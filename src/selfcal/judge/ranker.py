@@ -61,7 +61,7 @@ class Ranker:
         Raises:
             ModelError: it cannot be loaded or its tokenizer cannot tell the numbers.
         """
-        self._reader = Reader(path, NUMBERS, how)
+        self._reader, self._min_mass = Reader(path, NUMBERS, how), how.min_mass
         self._writer = RankWriter(prompt)
 
     def rank(
@@ -69,14 +69,19 @@ class Ranker:
     ) -> list[tuple[float, ...] | None]:
         """The probability of each response to be the best of its group; None: cannot be read.
 
-        Groups must be no larger than `NUMBERS`.
+        So it is, too, where numbers that the group does not have are the answer. Groups must be no
+        larger than `NUMBERS`.
         """
         turns = [self._writer.write(s.question, s.facts, texts) for s, texts in groups]
         found = self._reader.read(turns, [(s.id, 0) for s, _ in groups])
         return [
-            None if p is None else tuple(v / sum(p[: len(texts)]) for v in p[: len(texts)])
+            None if p is None else self._shares(p[: len(texts)])
             for p, (_, texts) in zip(found, groups, strict=True)
         ]
+
+    def _shares(self, own: Sequence[float]) -> tuple[float, ...] | None:
+        total = sum(own)
+        return tuple(p / total for p in own) if total > 0 and total >= self._min_mass else None
 
 
 def orders(group: RankedResponses, count: int, seed: str) -> Iterator[tuple[tuple[str, ...], int]]:

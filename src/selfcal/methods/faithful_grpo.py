@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from selfcal.methods import parts
 from selfcal.recipe import Grpo, Recipe, Settings
@@ -47,6 +47,12 @@ class Options(Settings):
     """Step size of the dual ascent."""
     most: Annotated[float, Field(gt=0)] = 5.0
     """Upper bound of a multiplier."""
+
+    @model_validator(mode="after")
+    def _bounded(self) -> Options:
+        if self.start > self.most:
+            raise ValueError(f"start: {self.start} is above `most`, {self.most}; lower it")
+        return self
 
 
 def plan(recipe: Recipe) -> list[Stage]:

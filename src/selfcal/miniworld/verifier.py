@@ -76,11 +76,6 @@ class Verification:
         return sum(f.status == "true" for f in self.findings)
 
     @property
-    def entailed(self) -> bool:
-        """The answer follows from what the rationale states, be it true of the image or not."""
-        return self.compliant and not (self.insufficient or self.unreasonable or self.inconsistent)
-
-    @property
     def grounded(self) -> bool:
         """Something is stated of the image, and each statement is true."""
         return 0 < self.statements == self.true_statements
@@ -131,6 +126,58 @@ def verify(sample: Sample, response: str) -> Verification:
         inconsistent=concluded is not None and not answers_agree(rap.answer, concluded),
         compliant=rap.compliant,
     )
+
+
+def entails(sample: Sample, response: str) -> bool:
+    """Whether a response's answer follows from what its rationale states, true of the image or not.
+
+    Then everything that the answer needs is stated, each step follows from it, and the answer is
+    what the rationale arrives at. Question and response decide it; the facts do not matter.
+
+    Raises:
+        ValueError: the sample's question is not MiniWorld's.
+    """
+    query, rap = read_question(sample.question), parse(response)
+    sentences = [response[a:b] for a, b in sentence_spans(response)]
+    told = {p[:2]: p for p in map(read_premise, sentences) if p}
+    needed = _needed_of(query, list(told.values()))
+    if not rap.compliant or not needed:
+        return False
+    reading = _Reading(query, World(), needed)
+    steps = [reading.read(s) for s in sentences]
+    return (
+        reading.established
+        and reading.concluded is not None
+        and answers_agree(rap.answer, reading.concluded)
+        and "unreasonable" not in steps
+    )
+
+
+def _needed_of(query: Query, told: list[Premise]) -> list[Premise] | None:
+    """What of these statements the answer needs, in the order of `needs`; None if some is missing.
+
+    As MiniWorld's images are: a chart has three bars, and the largest is of three digits.
+    """
+    kind, args = query.kind, query.args
+    objects = [p for p in told if p[0] == "object"]
+    by_key = {p[:2]: p for p in told}
+    if kind == "count":
+        return [p for p in objects if p[3] == args[0]] or None
+    if kind in ("color", "relation"):
+        named = [("", args[0])] if kind == "color" else [args[:2], args[2:4]]
+        found = [[p for p in objects if p[3] == s and c in ("", p[2])] for c, s in named]
+        return [own[0] for own in found] if all(len(own) == 1 for own in found) else None
+    known: dict[str, list[tuple[str, ...]]] = {
+        "shape": [("object", *args)],
+        "comparison": [("count", s) for s in args],
+        "highest": [p[:2] for p in told if p[0] == "bar"],
+        "largest": [("digit", place) for place in PLACES],
+    }
+    of_bars: list[tuple[str, ...]] = [("bar", c) for c in args]
+    keys = known.get(kind) or of_bars or [("digit", "left"), ("digit", "right")]
+    if any(key not in by_key for key in keys) or (kind == "highest" and len(keys) != 3):
+        return None
+    return [by_key[key] for key in keys]
 
 
 class _Reading:
