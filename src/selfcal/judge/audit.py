@@ -191,10 +191,14 @@ def kappa(pairs: Sequence[Pair]) -> Figure:
 
 
 def _drift(iterations: Sequence[Sequence[Pair]]) -> Figure:
-    """Merged agreement of the first iteration minus that of the last."""
+    """What merged agreement loses from the first iteration to the last."""
     if len(iterations) < 2:
         return mean([])
-    first, last = agreement_merged(iterations[0]), agreement_merged(iterations[-1])
+    return lost(agreement_merged(iterations[0]), agreement_merged(iterations[-1]))
+
+
+def lost(first: Figure, last: Figure) -> Figure:
+    """The first figure less the last one, as if they were independent."""
     if first["value"] is None or last["value"] is None:
         return mean([])
     error = ((first["stderr"] or 0) ** 2 + (last["stderr"] or 0) ** 2) ** 0.5

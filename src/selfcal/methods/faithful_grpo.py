@@ -37,15 +37,15 @@ class Options(Settings):
     entailed_prompt: str | None = None
     """A Jinja2 template over question, facts and response; None: the built-in one."""
     grounded_prompt: str | None = None
-    consistency: Annotated[float, Field(ge=0, le=1)] = 0.95
+    consistency: Annotated[float, Field(ge=0, le=1)] = 0.9
     """Least mean probability that the answer follows from the rationale."""
-    grounding: Annotated[float, Field(ge=0, le=1)] = 0.95
+    grounding: Annotated[float, Field(ge=0, le=1)] = 0.9
     """Least mean probability that all statements are true."""
     start: Annotated[float, Field(ge=0)] = 0.5
     """Both multipliers before the first step."""
-    rate: Annotated[float, Field(gt=0)] = 0.5
+    rate: Annotated[float, Field(gt=0)] = 0.2
     """Step size of the dual ascent."""
-    most: Annotated[float, Field(gt=0)] = 5.0
+    most: Annotated[float, Field(gt=0)] = 2.0
     """Upper bound of a multiplier."""
 
     @model_validator(mode="after")

@@ -7,7 +7,6 @@ file. On other data without such a file the figures that need no truth remain.
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
@@ -28,8 +27,10 @@ from selfcal.methods.parts.base import BySample
 from selfcal.pipeline import Planned, locate, open_run
 from selfcal.store import JSON, explained
 from selfcal.types import Candidate, Judgment, Sample, Verdict
+from selfcal.view.findings import figure_cell, show_findings
+from selfcal.view.rewards import audit_online, is_online, show_rewards
 from selfcal.view.status import command
-from selfcal.view.text import console, heading, safe, table, value
+from selfcal.view.text import console, heading, safe, table
 
 
 def audit_command(run: Path, as_json: bool, labels: Path | None) -> None:
@@ -38,9 +39,18 @@ def audit_command(run: Path, as_json: bool, labels: Path | None) -> None:
     Raises:
         SelfcalError: the folder is no run or has no judgments yet, or the labels cannot be used.
     """
-    found = audit_run(run, labels)
+    planned = {p.stage.name: p for p in locate(open_run(run), run)}
+    online = is_online(planned)
+    if online and labels:
+        raise SelfcalError(
+            f"{run}: {labels} has verdicts about candidates, and an online method has none; leave "
+            "--labels out"
+        )
+    found = audit_online(run) if online else audit_run(run, labels)
     if as_json:
         typer.echo(json.dumps(found, indent=1, allow_nan=False))
+    elif online:
+        show_rewards(console(), found)
     else:
         show_audit(console(), found)
 
@@ -243,7 +253,7 @@ def show_audit(out: Console, found: Mapping[str, Any]) -> None:
     for name, about in _ABOUT.items():
         figure = found[name]
         n = Text(f"{figure['n']:,}", "dim")
-        rows.add_row(name, _cell(figure), n, Text(about, "dim"))
+        rows.add_row(name, figure_cell(figure), n, Text(about, "dim"))
     out.print(rows)
     out.print()
     _show_parts(out, "By category", found["categories"])
@@ -251,14 +261,7 @@ def show_audit(out: Console, found: Mapping[str, Any]) -> None:
         _show_parts(out, "By iteration", found["iterations"])
     _show_reliability(out, found["reliability"])
     _show_lengths(out, found["length_bins"])
-    _show_findings(out, found["findings"])
-
-
-def _cell(figure: Mapping[str, Any]) -> Text:
-    number, error = figure["value"], figure.get("stderr")
-    said = value(*(math.nan if x is None else x for x in (number, error)))
-    shown, _, rest = said.partition(" ")
-    return Text.assemble((shown, "bold"), (f" {rest}" if rest else "", "dim"))
+    show_findings(out, found["findings"])
 
 
 def _show_parts(out: Console, title: str, parts: Mapping[str, Mapping[str, Any]]) -> None:
@@ -269,7 +272,7 @@ def _show_parts(out: Console, title: str, parts: Mapping[str, Mapping[str, Any]]
     rows = table("", *names, "pairs", right=[*names, "pairs"])
     for part, own in parts.items():
         n = Text(f"{own['flip_rate']['n']:,}", "dim")
-        rows.add_row(safe(part), *(_cell(own[name]) for name in names), n)
+        rows.add_row(safe(part), *(figure_cell(own[name]) for name in names), n)
     out.print(rows)
     out.print()
 
@@ -282,7 +285,7 @@ def _show_reliability(out: Console, bins: list[Mapping[str, Any]]) -> None:
     right = ["confidence", "hit rate", "n"]
     rows = table("bin", *right, "", right=right)
     for b in filled:
-        hits = _cell({"value": b["hit_rate"], "stderr": b["stderr"]})
+        hits = figure_cell({"value": b["hit_rate"], "stderr": b["stderr"]})
         rows.add_row(
             f"{b['lower']:.1f} to {b['upper']:.1f}", f"{b['confidence']:.3f}", hits,
             Text(f"{b['n']:,}", "dim"), _bar(b["hit_rate"], b["confidence"]),
@@ -312,14 +315,8 @@ def _show_lengths(out: Console, bins: list[Mapping[str, Any]]) -> None:
         upper = f"to {b['upper']:.0%}" if b["upper"] else "and more"
         truth = f"{b['truth']:.3f}" if known else ""
         longer = f"{b['lower']:.0%} {upper}"
-        rows.add_row(longer, f"{b['judge']:.3f}", truth, _cell(gap), Text(f"{b['n']:,}", "dim"))
+        rows.add_row(
+            longer, f"{b['judge']:.3f}", truth, figure_cell(gap), Text(f"{b['n']:,}", "dim")
+        )
     out.print(rows)
     out.print()
-
-
-def _show_findings(out: Console, findings: list[str]) -> None:
-    out.print(heading("Findings"))
-    if not findings:
-        out.print("None: no figure is clearly beyond its limit.")
-    for text in findings:
-        out.print(Text.assemble(("! ", "yellow"), safe(text)), soft_wrap=True)
