@@ -102,11 +102,16 @@ def finish(trainer: Any, processor: Any, run: Run, rows: int, drops: Sequence[Dr
 
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(_watch(run))
-    with spent("training"):
-        outcome = trainer.train(resume_from_checkpoint=last_checkpoint(run.out / "trl"))
+    try:
+        with spent("training"):
+            outcome = trainer.train(resume_from_checkpoint=last_checkpoint(run.out / "trl"))
+    except RuntimeError as error:  # sampling fails where weights are not numbers
+        if _finite(trainer.model):
+            raise
+        raise _diverged(run, _NOT_FINITE) from error
     model = trainer.accelerator.unwrap_model(trainer.model)
-    if not all(p.isfinite().all() for p in model.parameters()):
-        raise _diverged(run, "the weights became NaN or infinite")
+    if not _finite(model):
+        raise _diverged(run, _NOT_FINITE)
     if hasattr(model, "merge_and_unload"):
         model.save_pretrained(run.out / "adapter")
         model = model.merge_and_unload()
@@ -118,6 +123,13 @@ def finish(trainer: Any, processor: Any, run: Run, rows: int, drops: Sequence[Dr
         if "loss" in row
     )
     return Trained(int(outcome.global_step), rows, tuple(drops), curve)
+
+
+_NOT_FINITE = "the weights became NaN or infinite"
+
+
+def _finite(model: Any) -> bool:
+    return all(bool(p.isfinite().all()) for p in model.parameters())
 
 
 def last_checkpoint(trl: Path) -> str | None:

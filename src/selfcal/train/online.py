@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, Protocol
 
-from selfcal.policy import load_policy, user_turn
+from selfcal.policy import Policy, load_policy, user_turn
 from selfcal.rationale import parse
 from selfcal.recipe import Grpo
 from selfcal.store import StageDir
-from selfcal.train.common import Run, Trained, arguments, last_checkpoint
+from selfcal.train.common import Run, Trained, TrainingError, arguments, last_checkpoint
 from selfcal.train.policy import fitting, lengths, tune
 from selfcal.types import Rollout, Sample
 
@@ -112,13 +112,19 @@ def grpo(
         TrainingError: no samples, or the loss became NaN or infinite.
     """
     from datasets import Dataset
-    from trl import GRPOConfig, GRPOTrainer
+    from trl import GRPOConfig
 
     policy = load_policy(model, run.dtype, run.device)
     asked = [(s, ()) for s in samples]
     reach = [n + settings.max_new_tokens for n in lengths(policy, asked)]
     kept, drops = fitting(asked, reach, settings.max_length, "grpo")
     rows = [s for s, _ in kept]
+    prompts = settings.batch_size // settings.group
+    if len(rows) < prompts:  # TRL would train on nothing, and say nothing
+        raise TrainingError(
+            f"grpo: {len(rows)} samples fill no batch of {prompts} prompts (grpo.batch_size / "
+            "grpo.group); lower grpo.batch_size, or give more samples"
+        )
     data = Dataset.from_list(
         [
             {"images": [s.image], "prompt": user_turn(s.question), "row": i}
@@ -139,16 +145,41 @@ def grpo(
         loss_type=settings.loss,
         scale_rewards="none",  # advantages come as they shall be
         remove_unused_columns=False,  # the row says which sample a response belongs to
+        generation_kwargs=_only_text(policy),
     )
-    _replay(ledger.reopen(_resumed(run) // settings.updates), grading, rows)
+    resumed = _resumed(run)
+    _replay(ledger.reopen(resumed // settings.updates), grading, rows)
     reward = _Reward(rows, grading, ledger, settings.group, settings.updates)
 
     def trainer(**given: Any) -> Any:
-        made = GRPOTrainer(**given, reward_funcs=reward)
+        made = _trainer(resumed)(**given, reward_funcs=reward)
         made.add_callback(_within_budget(ledger, settings.updates))
         return made
 
     return tune(trainer, policy, data, args, settings, run, drops)
+
+
+def _only_text(policy: Policy) -> dict[str, Any]:
+    """What keeps a policy from sampling an image token, which no image would belong to."""
+    config = policy.model.config
+    names = ("image_token_id", "image_token_index")
+    found = next((i for n in names if (i := getattr(config, n, None)) is not None), None)
+    return {} if found is None else {"suppress_tokens": [int(found)]}
+
+
+def _trainer(resumed: int) -> Any:
+    """TRL's trainer; resumed at that step, it goes on in the order of the epoch it had reached."""
+    from trl import GRPOTrainer
+
+    class Resumable(GRPOTrainer):
+        def _get_train_sampler(self, dataset: Any = None) -> Any:
+            sampler = super()._get_train_sampler(dataset)
+            responses = self.args.gradient_accumulation_steps * self._train_batch_size
+            for _ in range(resumed * responses // len(sampler)):
+                next(iter(sampler))  # draws an epoch's order: TRL's sampler begins anew
+            return sampler
+
+    return Resumable
 
 
 def _resumed(run: Run) -> int:

@@ -171,7 +171,9 @@ def count(recipe: Recipe, stages: Sequence[Stage]) -> Cost:
     rows = {s.name.partition("/")[0]: s.size for s in stages if s.name.endswith("/pairs")}
     return Cost(
         tokens=_tokens(recipe, stages),
-        comparisons=sum(s.size * _comparisons(recipe, s) for s in stages) if judged else 0,
+        comparisons=sum(_items(recipe, s) * _comparisons(recipe, s) for s in stages)
+        if judged
+        else 0,
         steps=sum(s.size for s in stages if s.unit == "steps"),
         dpo_rows=sum(rows.values()),  # a second try is for samples that got no pair
         requests=sum(s.size * _requests(recipe, s) for s in stages),
@@ -187,9 +189,9 @@ def _tokens(recipe: Recipe, stages: Sequence[Stage]) -> int:
     total = 0
     for own in spending.values():
         items = [_tokens_of_item(recipe, s) for s in own]
-        every = sum(s.size * n for s, n in zip(own, items, strict=True))
+        every = sum(_items(recipe, s) * n for s, n in zip(own, items, strict=True))
         limit = _budget(own[0])
-        # the sample that spends the last of it is done in full
+        # the sample, or batch, that spends the last of it is done in full
         total += every if limit is None else min(every, limit - 1 + max(items))
     return total
 
@@ -208,14 +210,16 @@ def _tokens_of_item(recipe: Recipe, stage: Stage) -> int:
         "guided": tree,
         "reward": path,
         "eval": greedy,
-        "grpo": _responses_of_step(recipe) * recipe.grpo.max_new_tokens,
+        "grpo": recipe.grpo.batch_size * recipe.grpo.max_new_tokens,
         "written": _written(stage, "responses") * greedy,
     }.get(kind(stage), 0)
 
 
-def _responses_of_step(recipe: Recipe) -> int:
-    """Responses sampled for each optimizer step of an online method, rounded up."""
-    return -(-recipe.grpo.batch_size // recipe.grpo.updates)
+def _items(recipe: Recipe, stage: Stage) -> int:
+    """Items that tokens and comparisons of a stage are counted by: samples, pairs, or batches."""
+    if kind(stage) == "grpo":
+        return -(-stage.size // recipe.grpo.updates)
+    return stage.size
 
 
 def _comparisons(recipe: Recipe, stage: Stage) -> int:
@@ -229,7 +233,7 @@ def _comparisons(recipe: Recipe, stage: Stage) -> int:
         "grader-quality": of_labels,
         "calibration": of_labels,
         "ranker-quality": of_labels,
-        "grpo": -(-_responses_of_step(recipe) * asks // recipe.grpo.group),
+        "grpo": asks * recipe.grpo.batch_size // recipe.grpo.group,
         "taught": 2,
     }.get(kind(stage), 0)
 

@@ -113,7 +113,11 @@ def online_tuning(recipe: Recipe, t: int, start: str | None, method: Online) -> 
                 f"answer, and {recipe.method} is rewarded by answers; give samples with answers, "
                 "or take a method without, such as src or online_src"
             )
-        unanswered = [Drop(s.id, "grpo", "no-answer") for s in samples if s not in usable]
+        unanswered = [
+            Drop(s.id, "grpo", "no-answer")
+            for s in samples
+            if method.needs_answers and not s.answer.strip()
+        ]
         model = weights(recipe, work, start)
         trained = grpo(model, usable, recipe.grpo, grading, ledger, training_run(recipe, work))
         trained = replace(trained, drops=(*unanswered, *trained.drops))
