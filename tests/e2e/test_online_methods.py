@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import shutil
@@ -18,6 +19,7 @@ import pytest
 from e2e.runs import SMALL, Told, near
 from selfcal import methods
 from selfcal.errors import SelfcalError
+from selfcal.judge.labels import VerifierLabels
 from selfcal.miniworld import verifier
 from selfcal.pipeline import execute, locate, pin, plan
 from selfcal.rationale import answers_agree, parse
@@ -25,7 +27,7 @@ from selfcal.recipe import Recipe, RecipeError, load_recipe
 from selfcal.stage import Work
 from selfcal.types import Drop, GradedResponse, RankedResponses, Rollout, Sample
 from selfcal.view.cost import count
-from unit.hand_made import EVIL, call
+from unit.hand_made import EVIL, call, flat
 
 ROOT = Path(__file__).parents[2]
 SMALLEST = (
@@ -493,6 +495,32 @@ def test_a_trace_shows_the_group_and_what_each_response_was_worth(
     assert not {"\x1b", "\u202e", "\x07"} & set(said.output)
     shown = [float(a) for a in re.findall(r"advantage (\S+)", text)]
     assert shown == sorted(shown, reverse=True)
+
+
+def test_an_audit_says_what_was_rewarded(runs: Runs, tmp_path: Path) -> None:
+    done = runs("faithful-grpo")
+    said = call("judge", "audit", done.run, "--json")
+    assert said.exit_code == 0, said.output
+    found = json.loads(said.output)
+    assert found["truth"] == "verifier"
+    assert list(found["drift"]) == ["entailed", "grounded"]
+    for t in (1, 2):
+        own, of = done.rollouts(t), found["iterations"][str(t)]
+        assert of["responses"] == len(own)
+        assert of["reinforced"]["n"] == sum(r.advantage > 0 for r in own)
+        mean = fmean(r.judged[0] for r in own)
+        assert of["signals"]["entailed"]["mean"]["value"] == pytest.approx(mean, abs=1e-4)
+        samples, labels = done.samples, VerifierLabels()
+        true = fmean(labels.grade(samples[r.sample_id], r.text, "entailed") for r in own)
+        assert of["signals"]["entailed"]["deserved"]["value"] == pytest.approx(true, abs=1e-4)
+    shown = flat(call("judge", "audit", done.run).output)
+    assert "What was rewarded, held against MiniWorld's verifier" in shown
+    assert "The judge's signal: grounded" in shown
+    plain = flat(call("judge", "audit", runs("grpo").run).output)
+    assert "signal" not in plain
+    refused = call("judge", "audit", done.run, "--labels", tmp_path / "labels.jsonl")
+    assert refused.exit_code == 1
+    assert "leave --labels out" in flat(refused.output)
 
 
 # --- the guide's example --------------------------------------------------------------------

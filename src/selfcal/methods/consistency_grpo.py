@@ -12,8 +12,7 @@ wrong answers take part, so that even among them a rationale that leads to its a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
@@ -48,19 +47,15 @@ def plan(recipe: Recipe) -> list[Stage]:
         asks=lambda size: size,
     )
 
-    def iteration(t: int, start: str | None) -> list[Stage]:
-        return [parts.online_tuning(recipe, t, start, method)]
-
-    return parts.loop(recipe, iteration, parts.grader(recipe, prompts), trained="grpo")
+    return parts.online_loop(recipe, method, parts.grader(recipe, prompts))
 
 
 @dataclass(frozen=True)
-class SplitAdvantage:
+class SplitAdvantage(parts.Estimator):
     """Advantages of task and consistency, each normalized by itself, then combined."""
 
     settings: Grpo
     weight: float
-    figures: Mapping[str, float] = field(default_factory=dict)
 
     def estimate(self, batch: parts.Batch) -> tuple[Groups, Groups]:
         """Weighted rewards, and the combined advantages."""

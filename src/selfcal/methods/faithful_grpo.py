@@ -68,13 +68,10 @@ def plan(recipe: Recipe) -> list[Stage]:
         asks=lambda size: len(CONSTRAINTS) * size,
     )
 
-    def iteration(t: int, start: str | None) -> list[Stage]:
-        return [parts.online_tuning(recipe, t, start, method)]
-
-    return parts.loop(recipe, iteration, parts.grader(recipe, prompts), trained="grpo")
+    return parts.online_loop(recipe, method, parts.grader(recipe, prompts))
 
 
-class DualAscent:
+class DualAscent(parts.Estimator):
     """Advantages of the Lagrangian; its multipliers rise while the batch violates a constraint."""
 
     def __init__(self, settings: Grpo, own: Options, learned: Mapping[str, float]) -> None:

@@ -13,8 +13,7 @@ a group with one right answer, or one text, is not ranked.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
@@ -61,20 +60,16 @@ def plan(recipe: Recipe) -> list[Stage]:
         asks=lambda _: 1,
     )
 
-    def iteration(t: int, start: str | None) -> list[Stage]:
-        return [parts.online_tuning(recipe, t, start, method)]
-
     before = parts.ranker(recipe, own.prompt, own.orders)
-    return parts.loop(recipe, iteration, before, trained="grpo")
+    return parts.online_loop(recipe, method, before)
 
 
 @dataclass(frozen=True)
-class RankReward:
+class RankReward(parts.Estimator):
     """Right answers share their reward by rank; wrong ones get the form's alone."""
 
     settings: Grpo
     spread: float
-    figures: Mapping[str, float] = field(default_factory=dict)
 
     def estimate(self, batch: parts.Batch) -> tuple[Groups, Groups]:
         """Rewards and advantages."""

@@ -10,8 +10,7 @@ fine-tuned policy and goes in iterations, each with its own samples, as all meth
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from selfcal.methods import parts
@@ -26,18 +25,14 @@ def plan(recipe: Recipe) -> list[Stage]:
     """The stages of the method."""
     method = parts.Online((), lambda _: TaskReward(recipe.grpo))
 
-    def iteration(t: int, start: str | None) -> list[Stage]:
-        return [parts.online_tuning(recipe, t, start, method)]
-
-    return parts.loop(recipe, iteration, trained="grpo")
+    return parts.online_loop(recipe, method)
 
 
 @dataclass(frozen=True)
-class TaskReward:
+class TaskReward(parts.Estimator):
     """Reward `correct + format_weight * compliant`, normalized within its group."""
 
     settings: Grpo
-    figures: Mapping[str, float] = field(default_factory=dict)
 
     def estimate(self, batch: parts.Batch) -> tuple[Groups, Groups]:
         """Rewards and advantages."""

@@ -15,8 +15,8 @@ sees no difference does not count as much as one in which it does.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
@@ -53,10 +53,7 @@ def plan(recipe: Recipe) -> list[Stage]:
         asks=lambda size: size * (size - 1),
     )
 
-    def iteration(t: int, start: str | None) -> list[Stage]:
-        return [parts.online_tuning(recipe, t, start, method)]
-
-    return parts.loop(recipe, iteration, parts.r_scorer(recipe), trained="grpo")
+    return parts.online_loop(recipe, method, parts.r_scorer(recipe))
 
 
 class ScoreRater(parts.Rater):
@@ -97,12 +94,11 @@ def _texts(group: Group) -> list[str]:
 
 
 @dataclass(frozen=True)
-class ScoreReward:
+class ScoreReward(parts.Estimator):
     """The judge's score, and the task reward if it has a weight."""
 
     settings: Grpo
     answer_weight: float
-    figures: Mapping[str, float] = field(default_factory=dict)
 
     def estimate(self, batch: parts.Batch) -> tuple[Groups, Groups]:
         """Rewards and advantages."""

@@ -13,7 +13,7 @@ from selfcal.methods.parts.graders import GradeRater, Prompts, grader
 from selfcal.methods.parts.judges import Judging, judging, label_giver, labelled, quality, r_scorer
 from selfcal.methods.parts.loop import loop, measured, opening
 from selfcal.methods.parts.measure import evaluate
-from selfcal.methods.parts.online import Batch, Estimator, Online, Rater, online_tuning
+from selfcal.methods.parts.online import Batch, Estimator, Online, Rater, online_loop, online_tuning
 from selfcal.methods.parts.options import options
 from selfcal.methods.parts.pairing import likeliest, pair, pairs_by, write_pairs
 from selfcal.methods.parts.rankers import RankRater, ranker
@@ -35,7 +35,8 @@ __all__ = [
     "Batch", "Estimator", "GradeRater", "Judging", "Made", "Online", "Prompts", "RankRater",
     "Rater", "Writing", "best_fine_tuning", "candidates", "data", "evaluate", "fresh_calibration",
     "grader", "judging", "judgments", "label_giver", "labelled", "likeliest", "loop", "measured",
-    "more_fine_tuning", "online_tuning", "opening", "options", "own_reward", "pair", "pairs",
-    "pairs_by", "preference_tuning", "quality", "r_scorer", "ranker", "rationale_fine_tuning",
-    "refuse_weak", "start_of", "teach", "weak", "write_pairs", "written_pair", "written_pairs",
+    "more_fine_tuning", "online_loop", "online_tuning", "opening", "options", "own_reward", "pair",
+    "pairs", "pairs_by", "preference_tuning", "quality", "r_scorer", "ranker",
+    "rationale_fine_tuning", "refuse_weak", "start_of", "teach", "weak", "write_pairs",
+    "written_pair", "written_pairs",
 ]  # fmt: skip

@@ -22,6 +22,7 @@ from selfcal.methods.parts.base import (
     weights,
 )
 from selfcal.methods.parts.budget import share
+from selfcal.methods.parts.loop import loop
 from selfcal.rationale import answers_agree, parse
 from selfcal.recipe import Recipe
 from selfcal.stage import Stage, Work
@@ -72,8 +73,8 @@ class Estimator(Protocol):
 
     @property
     def figures(self) -> Mapping[str, float]:
-        """What it has learned so far, by name."""
-        ...
+        """What it has learned so far, by name; nothing unless it says otherwise."""
+        return {}
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,15 @@ class Online:
     """How often the rater asks the judge at most about a group of that size."""
     needs_answers: bool = True
     """Whether samples without a reference answer teach nothing."""
+
+
+def online_loop(recipe: Recipe, method: Online, before: Sequence[Stage] = ()) -> list[Stage]:
+    """The stages of an online method; `before`: those that train its judge."""
+
+    def iteration(t: int, start: str | None) -> list[Stage]:
+        return [online_tuning(recipe, t, start, method)]
+
+    return loop(recipe, iteration, before, trained="grpo")
 
 
 def online_tuning(recipe: Recipe, t: int, start: str | None, method: Online) -> Stage:
