@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from math import isclose, nan, sqrt
 from typing import Any
 
@@ -20,7 +21,8 @@ def deserves(rollout: Rollout, aspect: Aspect) -> bool | None:
 
 
 def audit(*iterations: list[Rollout], signals: tuple[str, ...] = ("entailed",)) -> Any:
-    return audit_rewards(dict(enumerate(iterations, 1)), signals, deserves)
+    given = {t: partial(list, own) for t, own in enumerate(iterations, 1)}
+    return audit_rewards(given, signals, deserves)
 
 
 def test_order_counts_pairs_of_a_group_that_differ_in_what_they_deserve() -> None:

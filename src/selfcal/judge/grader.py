@@ -65,7 +65,11 @@ class GradeWriter:
             ModelError: a template is no Jinja2.
         """
         own = prompts or {}
-        self._writers = {a: PromptWriter(own.get(a), p) for a, p in GRADE_PROMPTS.items()}
+        over = "question, facts and response"
+        self._writers = {
+            a: PromptWriter(own.get(a), p, f"options: the prompt for {a!r}", over)
+            for a, p in GRADE_PROMPTS.items()
+        }
 
     def write(self, aspect: Aspect, question: str, facts: str, response: str) -> str:
         """The user turn about one response.

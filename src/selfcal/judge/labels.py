@@ -142,8 +142,9 @@ noted from it. A response is a rationale and an answer.
 _ONE_WORD = " Reply with one word and nothing else: yes or no."
 _GRADE_PROMPTS: Mapping[Aspect, str] = {
     "good": f"{_GRADE_HEAD}{_RULES}Is the response right, and its rationale free of faults?",
-    "entailed": f"""{_GRADE_HEAD}\
-Judge the logic alone, as if every statement about the image were true: is all established that \
+    "entailed": f"""\
+Grade the logic of a response to a question about an image, as if every statement about the image \
+were true. A response is a rationale and an answer. Is all established that \
 the answer needs, does every step follow from what was stated, and is the answer the one that the \
 rationale arrives at?
 
@@ -186,7 +187,8 @@ class ChatLabels:
             LabelError: the server gave no reply.
         """
         prompt = _GRADE_PROMPTS[aspect] + _ONE_WORD
-        said = _last_word(self._ask(prompt, sample, {"Response": response}))
+        facts = aspect != "entailed"  # which are no matter of logic
+        said = _last_word(self._ask(prompt, sample, {"Response": response}, facts))
         return {"yes": True, "no": False}.get(said)
 
     def rank(self, sample: Sample, responses: Sequence[str]) -> tuple[int, ...] | None:
@@ -198,15 +200,18 @@ class ChatLabels:
         parts = {f"Response {i}": text for i, text in enumerate(responses, 1)}
         return read_ranks(self._ask(_RANK_PROMPT, sample, parts), len(responses))
 
-    def _ask(self, prompt: str, sample: Sample, responses: Mapping[str, str]) -> str:
+    def _ask(
+        self, prompt: str, sample: Sample, responses: Mapping[str, str], facts: bool = True
+    ) -> str:
         try:
-            return self._client.ask([user_message(_prompt(prompt, sample, responses))])
+            return self._client.ask([user_message(_prompt(prompt, sample, responses, facts))])
         except ChatError as error:
             raise LabelError(f"labels, sample {sample.id!r}: {error}") from error
 
 
-def _prompt(prompt: str, sample: Sample, responses: Mapping[str, str]) -> str:
-    parts = {"Question": question_text(sample), "Facts": sample.facts or _NO_FACTS, **responses}
+def _prompt(prompt: str, sample: Sample, responses: Mapping[str, str], facts: bool = True) -> str:
+    shown = {"Facts": sample.facts or _NO_FACTS} if facts else {}
+    parts = {"Question": question_text(sample), **shown, **responses}
     mark, material = marked(parts)
     return prompt.format(mark=mark, material=material)
 

@@ -20,7 +20,7 @@ from selfcal.types import Aspect, Rollout
 Truth = Callable[[Rollout, Aspect], bool | None]
 """Whether a response deserves a yes; None: not known."""
 _ASPECTS: Mapping[str, Aspect] = {"entailed": "entailed", "grounded": "grounded"}
-"""Signals that are the probability of a yes; all others shall put reliable responses first."""
+"""What signals are the probability of; all others shall put reliable responses first."""
 
 _REPAIR = "label more samples (judge.samples), train longer (judge.train.epochs) or take a larger "
 _LIMITS = {
@@ -40,12 +40,12 @@ _LIMITS = {
 
 
 def audit_rewards(
-    iterations: Mapping[int, Sequence[Rollout]], signals: Sequence[str], truth: Truth
+    iterations: Mapping[int, Callable[[], Sequence[Rollout]]], signals: Sequence[str], truth: Truth
 ) -> dict[str, JSON]:
     """The figures of every iteration, and what is wrong.
 
     Args:
-        iterations: the responses of each, group by group; at least one.
+        iterations: gives the responses of each, group by group; at least one.
         signals: names of what the judge gave, in the order of `Rollout.judged`.
         truth: what responses deserve.
 
@@ -57,7 +57,7 @@ def audit_rewards(
         how often the judge gave that one more (equal counts half). `drift` of each signal is how
         much less `order` is in the last iteration than in the first; and `findings`.
     """
-    found = {t: _iteration(own, signals, truth) for t, own in sorted(iterations.items())}
+    found = {t: _iteration(read(), signals, truth) for t, read in sorted(iterations.items())}
     first, last = ([*found.values()][at]["signals"] for at in (0, -1))
     drift = {
         s: lost(first[s]["order"], last[s]["order"]) if len(found) > 1 else mean([])

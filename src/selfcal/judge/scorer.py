@@ -91,8 +91,14 @@ def verdict_of(probabilities: Sequence[float]) -> Verdict:
 class PromptWriter:
     """Writes the judge's prompt, by a Jinja2 template in a sandbox."""
 
-    def __init__(self, template: str | None = None, default: str = PROMPT) -> None:
-        """Use `template`, or else the `default`.
+    def __init__(
+        self,
+        template: str | None = None,
+        default: str = PROMPT,
+        setting: str = "judge.prompt",
+        over: str = "question, facts, first and second",
+    ) -> None:
+        """Use `template`, or else the `default`; `setting` holds it and says what it is `over`.
 
         Raises:
             ModelError: the template is no Jinja2.
@@ -100,11 +106,12 @@ class PromptWriter:
         from jinja2 import StrictUndefined, TemplateError
         from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+        self._setting, self._over = setting, over
         environment = ImmutableSandboxedEnvironment(undefined=StrictUndefined)
         try:
             self._template = environment.from_string(template or default)
         except TemplateError as error:
-            raise ModelError(_prompt_error(error)) from error
+            raise ModelError(self._explained(error)) from error
 
     def write(self, question: str, facts: str, first: str, second: str) -> str:
         """The user turn of a comparison, with the errors of `render`."""
@@ -119,14 +126,10 @@ class PromptWriter:
         try:
             return self._template.render(parts)
         except Exception as error:  # a template can fail in any way that an expression can
-            raise ModelError(_prompt_error(error)) from error
+            raise ModelError(self._explained(error)) from error
 
-
-def _prompt_error(error: Exception) -> str:
-    return (
-        f"judge.prompt: {error}; write a Jinja2 template over question, facts, first and second "
-        "(where responses are graded one by one: response; where they are ranked: responses)"
-    )
+    def _explained(self, error: Exception) -> str:
+        return f"{self._setting}: {error}; write a Jinja2 template over {self._over}"
 
 
 def verdict_ids(tokenizer: Any, words: Sequence[str] = VERDICTS) -> list[int]:
@@ -139,7 +142,8 @@ def verdict_ids(tokenizer: Any, words: Sequence[str] = VERDICTS) -> list[int]:
     ids = [int(own[0]) for own in tokens if own]
     if len(set(ids)) < len(words):
         raise ModelError(
-            f"the judge's tokenizer cannot tell the words {tuple(words)} by their first token"
+            f"the judge's tokenizer cannot tell the words {tuple(words)} by their first token; "
+            "take another judge.model"
         )
     return ids
 

@@ -2,7 +2,7 @@
 
 After CORA (arXiv 2606.14691), which puts a light consistency reward model beside the task reward
 and splits the advantage, so that neither of the two drowns the other. Kept: a small plug-in model
-that reads rationale and answer alone, no image and no facts; two advantages, combined.
+that reads question, rationale and answer, no image and no facts; two advantages, combined.
 
 What selfcal does where descriptions of the method leave it open: the reward is the probability of
 yes by a learned grader of the R-Scorer's family (`parts.graders`); task and consistency are
@@ -35,8 +35,13 @@ class Options(Settings):
 
 
 def plan(recipe: Recipe) -> list[Stage]:
-    """The stages of the method."""
+    """The stages of the method.
+
+    Raises:
+        RecipeError: the recipe wants what the method does not go by.
+    """
     own = parts.options(recipe, Options)
+    parts.refuse_unread(recipe)
     prompts: parts.Prompts = {"entailed": own.entailed_prompt}
     method = parts.Online(
         ("entailed",),

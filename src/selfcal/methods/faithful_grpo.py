@@ -35,8 +35,9 @@ class Options(Settings):
     """The method's own settings."""
 
     entailed_prompt: str | None = None
-    """A Jinja2 template over question, facts and response; None: the built-in one."""
+    """A Jinja2 template over question, facts and response; None: the built-in one, without facts."""
     grounded_prompt: str | None = None
+    """The same; the built-in one has the facts."""
     consistency: Annotated[float, Field(ge=0, le=1)] = 0.9
     """Least mean probability that the answer follows from the rationale."""
     grounding: Annotated[float, Field(ge=0, le=1)] = 0.9
@@ -56,8 +57,13 @@ class Options(Settings):
 
 
 def plan(recipe: Recipe) -> list[Stage]:
-    """The stages of the method."""
+    """The stages of the method.
+
+    Raises:
+        RecipeError: the recipe wants what the method does not go by.
+    """
     own = parts.options(recipe, Options)
+    parts.refuse_unread(recipe)
     prompts: parts.Prompts = {"entailed": own.entailed_prompt, "grounded": own.grounded_prompt}
     method = parts.Online(
         CONSTRAINTS,

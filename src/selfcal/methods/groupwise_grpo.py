@@ -41,11 +41,13 @@ def plan(recipe: Recipe) -> list[Stage]:
     """The stages of the method.
 
     Raises:
-        RecipeError: groups are larger than the judge can rank.
+        RecipeError: groups are larger than the judge can rank, or the recipe wants what the method
+            does not go by.
     """
     from selfcal.judge.ranker import NUMBERS
 
     own = parts.options(recipe, Options)
+    parts.refuse_unread(recipe)
     if recipe.grpo.group > len(NUMBERS):
         raise RecipeError(
             f"recipe {recipe.name}: grpo.group: {recipe.grpo.group} responses cannot be ranked in "

@@ -40,8 +40,13 @@ class Options(Settings):
 
 
 def plan(recipe: Recipe) -> list[Stage]:
-    """The stages of the method."""
+    """The stages of the method.
+
+    Raises:
+        RecipeError: the recipe wants what the method does not go by.
+    """
     own = parts.options(recipe, Options)
+    parts.refuse_unread(recipe, ("rscorer", "guess", "verifier"))
     judge = parts.judging(recipe)
     method = parts.Online(
         ("score",),

@@ -103,9 +103,8 @@ def explain(source: str, error: ValidationError, model: type[Settings]) -> str:
             hint = f"; did you mean `{near}`?" if near else ""
             lines.append(f"{source}: unknown key `{place}`{hint}")
         else:
-            lines.append(
-                f"{source}: {place or 'recipe'}: {problem['msg'].removeprefix('Value error, ')}"
-            )
+            said = problem["msg"].removeprefix("Value error, ")  # of a whole: it names the key
+            lines.append(f"{source}: {place}: {said}" if place else f"{source}: {said}")
     return "\n".join(lines)
 
 

@@ -169,6 +169,11 @@ class Grpo(Training):
                 f"batch_size: {self.batch_size} responses are no whole groups of {self.group}; "
                 "set it to a multiple of `group`"
             )
+        if self.save_steps and self.save_steps % self.updates:
+            raise ValueError(
+                f"save_steps: {self.save_steps} would cut a batch in two; set it to a multiple of "
+                f"`updates` ({self.updates})"
+            )
         return self
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -102,15 +102,10 @@ def finish(trainer: Any, processor: Any, run: Run, rows: int, drops: Sequence[Dr
 
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(_watch(run))
-    try:
-        with spent("training"):
-            outcome = trainer.train(resume_from_checkpoint=last_checkpoint(run.out / "trl"))
-    except RuntimeError as error:  # sampling fails where weights are not numbers
-        if _finite(trainer.model):
-            raise
-        raise _diverged(run, _NOT_FINITE) from error
+    with spent("training"):
+        outcome = trainer.train(resume_from_checkpoint=last_checkpoint(run.out / "trl"))
     model = trainer.accelerator.unwrap_model(trainer.model)
-    if not _finite(model):
+    if not _finite(model.parameters()):
         raise _diverged(run, _NOT_FINITE)
     if hasattr(model, "merge_and_unload"):
         model.save_pretrained(run.out / "adapter")
@@ -128,8 +123,8 @@ def finish(trainer: Any, processor: Any, run: Run, rows: int, drops: Sequence[Dr
 _NOT_FINITE = "the weights became NaN or infinite"
 
 
-def _finite(model: Any) -> bool:
-    return all(bool(p.isfinite().all()) for p in model.parameters())
+def _finite(parameters: Iterable[Any]) -> bool:
+    return all(bool(p.isfinite().all()) for p in parameters)
 
 
 def last_checkpoint(trl: Path) -> str | None:
@@ -154,7 +149,14 @@ def _watch(run: Run) -> Any:
     from transformers import TrainerCallback
 
     class Watch(TrainerCallback):
-        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        def on_step_end(
+            self, args: Any, state: Any, control: Any, model: Any = None, **_: Any
+        ) -> None:
+            # before a next step could sample from such weights: on a GPU that is a crash
+            if not _finite(p for p in model.parameters() if p.requires_grad):
+                raise _diverged(run, _NOT_FINITE)
+            if state.global_step >= state.max_steps:
+                control.should_save = False  # from a checkpoint here a resumed run would go on
             run.progress(state.global_step, state.max_steps)
 
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:

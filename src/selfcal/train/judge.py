@@ -8,7 +8,7 @@ from typing import Any
 from selfcal.judge.grader import GRADES, GradeWriter
 from selfcal.judge.quality import MIRROR
 from selfcal.judge.ranker import NUMBERS, RankWriter, orders
-from selfcal.judge.scorer import PromptWriter
+from selfcal.judge.scorer import VERDICTS, PromptWriter, verdict_ids
 from selfcal.policy import model_path, pick_device
 from selfcal.recipe import Training
 from selfcal.train.common import Run, Trained, TrainingError, arguments, finish, lora
@@ -35,7 +35,7 @@ def train_judge(
         for own in pairs
         for p in (own, _swapped(own))
     ]
-    return _train_reader(model, rows, settings, run)
+    return _train_reader(model, rows, VERDICTS, settings, run)
 
 
 def train_grader(
@@ -55,7 +55,7 @@ def train_grader(
         (g.sample_id, writer.write(g.aspect, g.question, g.facts, g.response), GRADES[not g.good])
         for g in graded
     ]
-    return _train_reader(model, rows, settings, run)
+    return _train_reader(model, rows, GRADES, settings, run)
 
 
 def train_ranker(
@@ -85,18 +85,26 @@ def train_ranker(
         for g in ranked
         for texts, best in orders(g, count, str(run.seed))
     ]
-    return _train_reader(model, rows, settings, run)
+    return _train_reader(model, rows, NUMBERS, settings, run)
 
 
 def _train_reader(
-    model: str, asked: Sequence[tuple[str, str, str]], settings: Training, run: Run
+    model: str,
+    asked: Sequence[tuple[str, str, str]],
+    words: Sequence[str],
+    settings: Training,
+    run: Run,
 ) -> Trained:
-    """Fine-tune a text model to answer user turns; `asked` has sample id, turn and answer."""
+    """Fine-tune a text model to answer user turns by one of these words.
+
+    `asked` has sample id, turn and answer.
+    """
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
     from trl import SFTConfig, SFTTrainer
 
     tokenizer: Any = AutoTokenizer.from_pretrained(model_path(model), trust_remote_code=False)
+    verdict_ids(tokenizer, words)  # what cannot be read later need not be trained
     network = AutoModelForCausalLM.from_pretrained(
         model_path(model), dtype=run.dtype, trust_remote_code=False
     )

@@ -9,13 +9,13 @@ each response is on record with its reward and advantage.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, Protocol
 
+from selfcal.errors import StoreError
 from selfcal.policy import Policy, load_policy, user_turn
-from selfcal.rationale import parse
 from selfcal.recipe import Grpo
 from selfcal.store import StageDir
 from selfcal.train.common import Run, Trained, TrainingError, arguments, last_checkpoint
@@ -39,9 +39,11 @@ class Graded:
     """What a grading makes of one response."""
 
     correct: float
+    compliant: bool
     judged: tuple[float, ...]
     reward: float
     advantage: float
+    """TRL subtracts their group's mean, so it must be 0."""
 
 
 class Grading(Protocol):
@@ -79,20 +81,27 @@ class Ledger:
 
     def add(self, step: int, rollouts: Sequence[Rollout]) -> None:
         """Keep the responses of batch `step`, from 0."""
-        from accelerate import PartialState
-
-        if PartialState().is_main_process:
-            self.folder.write_shard(ROLLOUTS, step, rollouts, Rollout)
+        self.folder.write_shard(ROLLOUTS, step, rollouts, Rollout)
         self.spent += sum(r.tokens for r in rollouts)
 
-    def reopen(self, batches: int) -> list[list[Rollout]]:
-        """The first batches, which an earlier process kept; what comes after them is deleted."""
-        kept = [self.folder.read_shard(ROLLOUTS, i, Rollout) for i in range(batches)]
-        while self.folder.has(ROLLOUTS, batches):
-            self.folder.shard(ROLLOUTS, batches).unlink()
-            batches += 1
-        self.spent = sum(r.tokens for own in kept for r in own)
-        return kept
+    def reopen(self, batches: int) -> Iterator[list[Rollout]]:
+        """The first batches, which an earlier process kept; what comes after them is deleted.
+
+        Raises:
+            StoreError: one of them is missing or damaged.
+        """
+        later = batches
+        while self.folder.has(ROLLOUTS, later):
+            self.folder.shard(ROLLOUTS, later).unlink()
+            later += 1
+        for i in range(batches):
+            try:
+                kept = self.folder.read_shard(ROLLOUTS, i, Rollout)
+            except StoreError as error:
+                trl = self.folder.path / "trl"
+                raise StoreError(f"{error}; or delete {trl}: training then starts over") from error
+            self.spent += sum(r.tokens for r in kept)
+            yield kept
 
 
 def grpo(
@@ -149,10 +158,11 @@ def grpo(
     )
     resumed = _resumed(run)
     _replay(ledger.reopen(resumed // settings.updates), grading, rows)
+    epochs = resumed // (len(rows) // prompts * settings.updates)
     reward = _Reward(rows, grading, ledger, settings.group, settings.updates)
 
     def trainer(**given: Any) -> Any:
-        made = _trainer(resumed)(**given, reward_funcs=reward)
+        made = _trainer(epochs)(**given, reward_funcs=reward)
         made.add_callback(_within_budget(ledger, settings.updates))
         return made
 
@@ -167,15 +177,14 @@ def _only_text(policy: Policy) -> dict[str, Any]:
     return {} if found is None else {"suppress_tokens": [int(found)]}
 
 
-def _trainer(resumed: int) -> Any:
-    """TRL's trainer; resumed at that step, it goes on in the order of the epoch it had reached."""
+def _trainer(epochs: int) -> Any:
+    """TRL's trainer; resumed after so many epochs, it goes on in the order of the next one."""
     from trl import GRPOTrainer
 
     class Resumable(GRPOTrainer):
         def _get_train_sampler(self, dataset: Any = None) -> Any:
             sampler = super()._get_train_sampler(dataset)
-            responses = self.args.gradient_accumulation_steps * self._train_batch_size
-            for _ in range(resumed * responses // len(sampler)):
+            for _ in range(epochs):
                 next(iter(sampler))  # draws an epoch's order: TRL's sampler begins anew
             return sampler
 
@@ -188,7 +197,7 @@ def _resumed(run: Run) -> int:
     return 0 if last is None else int(last.rpartition("-")[2])
 
 
-def _replay(kept: Sequence[Sequence[Rollout]], grading: Grading, rows: Sequence[Sample]) -> None:
+def _replay(kept: Iterable[Sequence[Rollout]], grading: Grading, rows: Sequence[Sample]) -> None:
     """Weigh the batches that were sampled before the training was cut off."""
     by_id = {s.id: s for s in rows}
     for own in kept:
@@ -222,30 +231,21 @@ class _Reward:
         log_metric: Callable[[str, float], None],
         **_: Any,
     ) -> list[float]:
-        from accelerate import PartialState
-        from accelerate.utils import gather_object
-
-        own = [
+        groups = [
             Group(
                 self.rows[row[at]],
                 tuple(c[0]["content"] for c in completions[at : at + self.size]),
             )
             for at in range(0, len(row), self.size)
         ]
-        judged = self.grading.judge(own)
-        # a batch is weighed as a whole: the parts of all processes together
-        batch = gather_object(list(zip(own, judged, strict=True)))
-        tokens = gather_object([len(ids) for ids in completion_ids])
-        groups, signals = [g for g, _ in batch], [j for _, j in batch]
-        graded = [g for part in self.grading.weigh(groups, signals) for g in part]
+        graded = [g for own in self.grading.weigh(groups, self.grading.judge(groups)) for g in own]
         step = int(trainer_state.global_step) // self.updates
-        self.ledger.add(step, _rollouts(step, groups, graded, tokens))
+        self.ledger.add(step, _rollouts(step, groups, graded, [len(i) for i in completion_ids]))
         for name, value in self.grading.figures.items():
             log_metric(name, value)
         if known := [g.reward for g in graded if not math.isnan(g.reward)]:
             log_metric("group_reward", sum(known) / len(known))
-        first = PartialState().process_index * len(row)
-        return [g.advantage for g in graded[first : first + len(row)]]
+        return [g.advantage for g in graded]
 
 
 def _rollouts(
@@ -254,8 +254,8 @@ def _rollouts(
     places = [(g.sample, i, text) for g in groups for i, text in enumerate(g.texts)]
     return [
         Rollout(
-            sample.id, step, i, text, n, one.correct, parse(text).compliant, one.judged,
-            one.reward, one.advantage,
+            sample.id, step, i, text, n, one.correct, one.compliant, one.judged, one.reward,
+            one.advantage,
         )
         for (sample, i, text), one, n in zip(places, graded, tokens, strict=True)
     ]  # fmt: skip

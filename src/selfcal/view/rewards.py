@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from functools import cache
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -47,20 +47,16 @@ def audit_online(run: Path) -> dict[str, JSON]:
     samples = {s.id: s for s in planned["data"].folder.read("calibration", Sample)}
     labels = VerifierLabels()
 
-    @cache
-    def deserves(sample_id: str, text: str, aspect: Aspect) -> bool | None:
-        sample = samples[sample_id]
-        if not exact or sample.confidence < 1:
+    def truth(rollout: Rollout, aspect: Aspect) -> bool | None:
+        sample = samples[rollout.sample_id]
+        if not exact or (aspect != "entailed" and sample.confidence < 1):
             return None
         try:
-            return labels.grade(sample, text, aspect)
+            return labels.grade(sample, rollout.text, aspect)
         except LabelError:  # facts that leave the question open
             return None
 
-    def truth(rollout: Rollout, aspect: Aspect) -> bool | None:
-        return deserves(rollout.sample_id, rollout.text, aspect)
-
-    responses = {t: p.folder.read(ROLLOUTS, Rollout) for t, p in done.items()}
+    responses = {t: partial(p.folder.read, ROLLOUTS, Rollout) for t, p in done.items()}
     signals = signals_of(next(iter(done.values())).stage)
     return {"truth": "verifier" if exact else None, **audit_rewards(responses, signals, truth)}
 
@@ -87,16 +83,17 @@ def show_rewards(out: Console, found: Mapping[str, Any]) -> None:
 
 
 def _show_signal(out: Console, signal: str, iterations: Mapping[str, Any]) -> None:
-    right = ["mean", "deserved", "order", "pairs"]
+    shown = ["mean", "deserved", "overrated", "order"]
+    right = [*shown, "pairs"]
     out.print(heading(f"The judge's signal: {safe(signal)}"))
     rows = table("iteration", *right, right=right)
     for t, own in iterations.items():
         found = own["signals"][signal]
-        cells = [figure_cell(found[name]) for name in right[:3]]
+        cells = [figure_cell(found[name]) for name in shown]
         rows.add_row(t, *cells, Text(f"{found['order']['n']:,}", "dim"))
     out.print(rows)
     out.print(
-        "Deserved: how many truly deserve a yes. Order: of two responses of a group of which one "
-        "does, how often it got more.", style="dim",
+        "Deserved: how many truly deserve a yes. Overrated: the mean less that. Order: of two "
+        "responses of a group of which one does, how often it got more.", style="dim",
     )  # fmt: skip
     out.print()

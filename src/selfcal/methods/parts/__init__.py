@@ -13,7 +13,15 @@ from selfcal.methods.parts.graders import GradeRater, Prompts, grader
 from selfcal.methods.parts.judges import Judging, judging, label_giver, labelled, quality, r_scorer
 from selfcal.methods.parts.loop import loop, measured, opening
 from selfcal.methods.parts.measure import evaluate
-from selfcal.methods.parts.online import Batch, Estimator, Online, Rater, online_loop, online_tuning
+from selfcal.methods.parts.online import (
+    Batch,
+    Estimator,
+    Online,
+    Rater,
+    online_loop,
+    online_tuning,
+    refuse_unread,
+)
 from selfcal.methods.parts.options import options
 from selfcal.methods.parts.pairing import likeliest, pair, pairs_by, write_pairs
 from selfcal.methods.parts.rankers import RankRater, ranker
@@ -37,6 +45,6 @@ __all__ = [
     "grader", "judging", "judgments", "label_giver", "labelled", "likeliest", "loop", "measured",
     "more_fine_tuning", "online_loop", "online_tuning", "opening", "options", "own_reward", "pair",
     "pairs", "pairs_by", "preference_tuning", "quality", "r_scorer", "ranker",
-    "rationale_fine_tuning", "refuse_weak", "start_of", "teach", "weak", "write_pairs",
-    "written_pair", "written_pairs",
+    "rationale_fine_tuning", "refuse_unread", "refuse_weak", "start_of", "teach", "weak",
+    "write_pairs", "written_pair", "written_pairs",
 ]  # fmt: skip

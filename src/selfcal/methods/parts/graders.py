@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from selfcal.errors import SelfcalError
 from selfcal.methods.parts import learned
 from selfcal.methods.parts.judges import candidates_of_training
 from selfcal.methods.parts.online import Rater
@@ -23,15 +24,27 @@ Prompts = Mapping[Aspect, str | None]
 
 
 def grader(recipe: Recipe, prompts: Prompts) -> list[Stage]:
-    """Candidates of training samples, their grades, the grader's training, and its quality."""
+    """Candidates of training samples, their grades, the grader's training, and its quality.
+
+    Raises:
+        ModelError: a prompt is no Jinja2.
+    """
+    from selfcal.judge.grader import GradeWriter
     from selfcal.judge.training import grade_responses
 
+    GradeWriter(prompts)  # a bad template is told before anything is paid for
     aspects = tuple(prompts)
     depends = {"prompts": dict(prompts)}
 
     def ask(
         who: LabelGiver, samples: Sequence[Sample], own: learned.Responses
     ) -> tuple[list[GradedResponse], list[Drop]]:
+        if "grounded" in aspects and not any(s.facts.strip() for s in samples):
+            raise SelfcalError(
+                f"judge/grades: {len(samples)} samples side by side have no facts (such as "
+                f"{samples[0].id!r}), and statements are held against facts; give the column "
+                "`facts`, or take consistency_grpo"
+            )
         return grade_responses(who, samples, own, aspects)
 
     def train(graded: Sequence[GradedResponse], run: Run) -> Trained:
@@ -61,15 +74,22 @@ def _load(recipe: Recipe, work: Work, prompts: Prompts) -> Grader:
 def _agreement(
     judge: Grader, heldout: Sequence[GradedResponse], aspects: Sequence[Aspect]
 ) -> dict[str, JSON]:
-    """Of each aspect: how often the likelier grade is the label, and how often the label is yes."""
+    """Of each aspect: how often the likelier grade is the label, and how often the label is yes.
+
+    What cannot be read counts as wrong.
+    """
+    from selfcal.judge.quality import mean
+
     found: dict[str, JSON] = {}
     for aspect in aspects:
         own = [g for g in heldout if g.aspect == aspect]
         given = judge.grade(aspect, [(learned.as_sample(g), g.response) for g in own])
-        hits = sum(p is not None and (p > 0.5) == g.good for p, g in zip(given, own, strict=True))
-        found[f"{aspect}_agreement"] = round(hits / max(1, len(own)), 4)
-        found[f"{aspect}_yes"] = round(sum(g.good for g in own) / max(1, len(own)), 4)
-        found[f"{aspect}_n"] = len(own)
+        hits = [
+            (g.sample_id, float(p is not None and (p > 0.5) == g.good))
+            for p, g in zip(given, own, strict=True)
+        ]
+        found[f"{aspect}_agreement"] = mean(hits)
+        found[f"{aspect}_yes"] = mean([(g.sample_id, float(g.good)) for g in own])
     return found
 
 

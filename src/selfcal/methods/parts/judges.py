@@ -94,7 +94,7 @@ def candidates_of_training(recipe: Recipe) -> Stage:
     n, start = min(recipe.judge.samples, recipe.data.rft), start_of(recipe, 1)
     if not n:
         raise RecipeError(
-            f"recipe {recipe.name}: the R-Scorer is trained on the samples of `rft`, and there are "
+            f"recipe {recipe.name}: the judge is trained on the samples of `rft`, and there are "
             "none (data.rft is 0); give some, or take a method without a judge"
         )
 

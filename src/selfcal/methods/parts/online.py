@@ -7,8 +7,10 @@ batch. Everything else is the same for all of them: prompts, sampling, the task 
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from math import isnan
 from typing import TYPE_CHECKING, Any, Protocol
 
 from selfcal.errors import SelfcalError
@@ -21,10 +23,10 @@ from selfcal.methods.parts.base import (
     training_stats,
     weights,
 )
-from selfcal.methods.parts.budget import share
+from selfcal.methods.parts.budget import dropped, share
 from selfcal.methods.parts.loop import loop
 from selfcal.rationale import answers_agree, parse
-from selfcal.recipe import Recipe
+from selfcal.recipe import Recipe, RecipeError
 from selfcal.stage import Stage, Work
 from selfcal.store import JSON
 from selfcal.types import Drop, Rollout
@@ -68,7 +70,7 @@ class Estimator(Protocol):
     """What makes rewards and advantages of a batch; it may learn from batch to batch."""
 
     def estimate(self, batch: Batch) -> tuple[Groups, Groups]:
-        """Rewards and advantages, of the batch's shape."""
+        """Rewards and advantages, of the batch's shape; a group's mean advantage is taken off."""
         ...
 
     @property
@@ -130,10 +132,14 @@ def online_tuning(recipe: Recipe, t: int, start: str | None, method: Online) -> 
         ]
         model = weights(recipe, work, start)
         trained = grpo(model, usable, recipe.grpo, grading, ledger, training_run(recipe, work))
-        trained = replace(trained, drops=(*unanswered, *trained.drops))
+        figures, reached = _figures(work, method.signals)
+        left = [s for s in usable if ledger.over and s.id not in reached]
+        out = {d.sample_id for d in trained.drops}
+        unreached = [dropped(s, "grpo") for s in left if s.id not in out]
+        trained = replace(trained, drops=(*unanswered, *trained.drops, *unreached))
         return {
             **training_stats(work, trained),
-            **_figures(work, method.signals),
+            **figures,
             "tokens": ledger.spent,
             "judgments": grading.asked,
             "learned": dict(grading.figures),
@@ -155,29 +161,51 @@ def online_tuning(recipe: Recipe, t: int, start: str | None, method: Online) -> 
     return Stage(f"iter-{t}/grpo", inputs, depends, run, steps, "steps", "GRPO on own responses")
 
 
+def refuse_unread(recipe: Recipe, kinds: Sequence[str] = ("rscorer",)) -> None:
+    """Refuse settings of judge and curation that an online method does not go by.
+
+    Raises:
+        RecipeError: there are some; `kinds` are the kinds of judge that it knows.
+    """
+    j, c = recipe.judge, recipe.curate
+    unread = {
+        "judge.kind": j.kind not in kinds,
+        "judge.schedule": j.schedule != "full",
+        "judge.calibrate": j.calibrate != "never",
+        "judge.abstain": j.abstain > 0,
+        "curate.weigh_facts": c.weigh_facts,
+        "curate.weak": c.weak != "drop",
+    }
+    if found := [name for name, given in unread.items() if given]:
+        raise RecipeError(
+            f"recipe {recipe.name}: {', '.join(found)}: method {recipe.method!r} does not go by "
+            "it; leave it out"
+        )
+
+
 def signals_of(stage: Stage) -> tuple[str, ...]:
     """Names of what the judge gave, in the order of `Rollout.judged`."""
     settings = stage.settings if isinstance(stage.settings, Mapping) else {}
     return tuple(settings.get("signals", ()))
 
 
-def _figures(work: Work, signals: Sequence[str]) -> dict[str, JSON]:
-    """Means over all responses: correctness, form, and each signal of the judge."""
-    import numpy as np
-
+def _figures(work: Work, signals: Sequence[str]) -> tuple[dict[str, JSON], set[str]]:
+    """Means over all responses, where known, of answers, form and signals; and whose they are."""
     from selfcal.train.online import ROLLOUTS
 
-    rollouts = work.folder.read(ROLLOUTS, Rollout)
-    columns = {
-        "correct": [r.correct for r in rollouts],
-        "compliant": [float(r.compliant) for r in rollouts],
-        **{name: [r.judged[k] for r in rollouts] for k, name in enumerate(signals)},
-    }
-    found: dict[str, JSON] = {"responses": len(rollouts)}
-    for name, values in columns.items():
-        known = [v for v in values if not np.isnan(v)]
-        found[name] = round(float(np.mean(known)), 4) if known else None
-    return found
+    n, sums, known = 0, defaultdict[str, float](float), Counter[str]()
+    reached: set[str] = set()
+    for r in work.folder.records(ROLLOUTS, Rollout):
+        n += 1
+        reached.add(r.sample_id)
+        judged = zip(signals, r.judged, strict=True)
+        for name, value in (("correct", r.correct), ("compliant", float(r.compliant)), *judged):
+            if not isnan(value):
+                sums[name] += value
+                known[name] += 1
+    names = ("correct", "compliant", *signals)
+    means = {k: round(sums[k] / known[k], 4) if known[k] else None for k in names}
+    return {"responses": n, **means}, reached
 
 
 class _Grading:
@@ -207,8 +235,8 @@ class _Grading:
         from selfcal.train import Graded
 
         correct = np.array([_correct(g) for g in groups])
-        form = np.array([[float(parse(text).compliant) for text in g.texts] for g in groups])
-        form *= self._format_weight
+        compliant = np.array([[parse(text).compliant for text in g.texts] for g in groups])
+        form = self._format_weight * compliant
         if self._rater is not None:
             self.asked += self._rater.cost(groups, correct.tolist())
         signals = {
@@ -217,13 +245,17 @@ class _Grading:
         }
         batch = Batch(correct + form, correct, form, signals)
         rewards, advantages = self._estimator.estimate(batch)
+        advantages = advantages - advantages.mean(axis=1, keepdims=True)  # as TRL will
         return [
             [
-                Graded(float(correct[p, i]), own[i], float(rewards[p, i]), float(advantages[p, i]))
+                Graded(
+                    float(correct[p, i]), bool(compliant[p, i]), own[i],
+                    float(rewards[p, i]), float(advantages[p, i]),
+                )
                 for i in range(len(own))
             ]
             for p, own in enumerate(judged)
-        ]
+        ]  # fmt: skip
 
 
 def _correct(group: Group) -> list[float]:

@@ -25,16 +25,24 @@ def ranker(recipe: Recipe, prompt: str | None, orders: int) -> list[Stage]:
     """Candidates of training samples, rankings of those that are right, training, and quality.
 
     `orders`: training rows made of each ranked group.
+
+    Raises:
+        ModelError: the prompt is no Jinja2.
     """
+    from selfcal.judge.ranker import RankWriter
+
+    RankWriter(prompt)  # a bad template is told before anything is paid for
     depends = {"prompt": prompt}
 
     def ask(
         who: LabelGiver, samples: Sequence[Sample], own: learned.Responses
     ) -> tuple[list[RankedResponses], list[Drop]]:
+        from selfcal.judge.ranker import NUMBERS
         from selfcal.judge.training import rank_responses
 
-        right = {s.id: [t for t in own[s.id] if _right(s, t)] for s in samples}
-        return rank_responses(who, samples, right)
+        right = {s.id: dict.fromkeys(t for t in own[s.id] if _right(s, t)) for s in samples}
+        most = len(NUMBERS)
+        return rank_responses(who, samples, {name: [*own][:most] for name, own in right.items()})
 
     def train(ranked: Sequence[RankedResponses], run: Run) -> Trained:
         from selfcal.train import train_ranker
@@ -68,23 +76,24 @@ def _load(recipe: Recipe, work: Work, prompt: str | None) -> Ranker:
 
 
 def _agreement(judge: Ranker, heldout: Sequence[RankedResponses]) -> dict[str, JSON]:
-    """How often the first is truly a best one, and how often a better one stands before a worse."""
+    """How often the first is truly a best one, and how often a better one stands before a worse.
+
+    Groups that cannot be read count as wrong; equal strengths count half.
+    """
+    from selfcal.judge.quality import mean
+
     ranked = judge.rank([(learned.as_sample(g), g.responses) for g in heldout])
-    read = [(g.ranks, p) for g, p in zip(heldout, ranked, strict=True) if p is not None]
-    best = sum(ranks[p.index(max(p))] == min(ranks) for ranks, p in read)
-    apart = [
-        p[i] > p[j]
-        for ranks, p in read
-        for i, j in permutations(range(len(p)), 2)
-        if ranks[i] < ranks[j]
-    ]
-    return {
-        "groups": len(read),
-        "unread": len(heldout) - len(read),
-        "pairs": len(apart),
-        "best_agreement": round(best / max(1, len(read)), 4),
-        "pair_agreement": round(sum(apart) / max(1, len(apart)), 4),
-    }
+    best, apart = [], []
+    for g, p in zip(heldout, ranked, strict=True):
+        found = p or (0.0,) * len(g.ranks)
+        top = p is not None and g.ranks[p.index(max(p))] == min(g.ranks)
+        best.append((g.sample_id, float(top)))
+        for i, j in permutations(range(len(found)), 2):
+            if g.ranks[i] < g.ranks[j]:
+                won = 0.5 * ((found[i] > found[j]) + (found[i] >= found[j]))
+                apart.append((g.sample_id, won if p is not None else 0.0))
+    unread = sum(p is None for p in ranked)
+    return {"best_agreement": mean(best), "pair_agreement": mean(apart), "unread": unread}
 
 
 class RankRater(Rater):
