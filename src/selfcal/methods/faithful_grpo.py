@@ -35,7 +35,8 @@ class Options(Settings):
     """The method's own settings."""
 
     entailed_prompt: str | None = None
-    """A Jinja2 template over question, facts and response; None: the built-in one, without facts."""
+    """A Jinja2 template over question, facts and response; None: the built-in one, which leaves
+    the facts out."""
     grounded_prompt: str | None = None
     """The same; the built-in one has the facts."""
     consistency: Annotated[float, Field(ge=0, le=1)] = 0.9
