@@ -22,6 +22,8 @@ from selfcal.view.text import large, safe
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 _MARKERS = "osD^vP*X"
 _GREY = "#666666"
+_COLUMNS = 3
+"""Panels side by side."""
 _STYLE = {
     "font.size": 10,
     "axes.spines.top": False,
@@ -63,13 +65,25 @@ def _look(found: Comparison, recipe: str) -> tuple[str, str]:
     return _COLORS[i % len(_COLORS)], _MARKERS[i % len(_MARKERS)]
 
 
+def _panels(
+    new: Callable[..., Any], metrics: Sequence[str], size: tuple[float, float], **share: bool
+) -> tuple[Any, list[Any]]:
+    """A figure with a panel for each metric, in rows; `size` is that of a panel, in inches."""
+    columns = min(_COLUMNS, len(metrics))
+    rows = -(-len(metrics) // columns)
+    figure = new(figsize=(size[0] * columns + 1, size[1] * rows + 0.3))
+    panels = list(figure.subplots(rows, columns, squeeze=False, **share).flat)
+    for unused in panels[len(metrics) :]:
+        unused.set_visible(False)
+    return figure, panels[: len(metrics)]
+
+
 def _differences(found: Comparison, metrics: Sequence[str], new: Callable[..., Any]) -> Any:
     """A forest plot: a row for each recipe, a panel for each metric."""
     recipes = [r for r in found.recipes if r in {d.recipe for d in found.differences}]
     if not recipes or not metrics:
         return None
-    figure = new(figsize=(3.3 * len(metrics) + 1, 0.45 * len(recipes) + 1.3))
-    panels = figure.subplots(1, len(metrics), sharey=True, squeeze=False)[0]
+    figure, panels = _panels(new, metrics, (3.3, 0.45 * len(recipes) + 1.0), sharey=True)
     for axes, metric in zip(panels, metrics, strict=True):
         axes.axvline(0, color=_GREY, linewidth=0.8)
         for y, recipe in enumerate(recipes):
@@ -101,10 +115,8 @@ def _checkpoints(found: Comparison, metrics: Sequence[str], new: Callable[..., A
     if not found.trajectory or not metrics:
         return None
     checkpoints = list(dict.fromkeys(v.checkpoint for v in found.trajectory))
-    figure = new(figsize=(4.0 * len(metrics) + 1, 3.6))
-    for axes, metric in zip(
-        figure.subplots(1, len(metrics), squeeze=False)[0], metrics, strict=True
-    ):
+    figure, panels = _panels(new, metrics, (4.0, 3.3))
+    for axes, metric in zip(panels, metrics, strict=True):
         ends = {}
         for recipe in found.recipes:
             own = [v for v in found.trajectory if (v.recipe, v.metric) == (recipe, metric)]
