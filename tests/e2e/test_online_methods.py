@@ -182,6 +182,25 @@ def test_judges_are_trained_on_the_candidates_of_training_samples(runs: Runs) ->
         )
 
 
+@pytest.mark.parametrize(
+    ("name", "figures"),
+    [
+        (
+            "faithful-grpo",
+            ["entailed_agreement", "entailed_yes", "grounded_agreement", "grounded_yes"],
+        ),
+        ("consistency-grpo", ["entailed_agreement", "entailed_yes"]),
+        ("groupwise-grpo", ["best_agreement", "pair_agreement"]),
+    ],
+)
+def test_a_judge_is_measured_with_errors(runs: Runs, name: str, figures: list[str]) -> None:
+    found = runs(name).stats(METHODS[name][-1])
+    assert set(found) - {"unread"} == set(figures)
+    for figure in figures:
+        own = found[figure]
+        assert 0 <= own["value"] <= 1 and own["stderr"] >= 0 and own["n"] > 0
+
+
 # --- what an iteration samples, and what it says of it --------------------------------------
 
 
@@ -206,7 +225,19 @@ def test_the_budget_ends_an_iteration_after_the_batch_that_spends_it(
     mine = list(done.samples)[t - 1 :: 2]
     asked = [own[0].sample_id for own in groups(rollouts)]
     assert set(asked) <= set(mine) and len(set(asked)) == len(asked)
-    assert stats["rows"] == len(mine) == 8 and stats["drops"] == {}
+    left = [name for name in mine if name not in asked]
+    drops = done.read(f"iter-{t}/grpo", "drops", Drop)
+    assert drops == [Drop(name, "grpo", "budget") for name in left]
+    assert stats["rows"] == len(mine) == 8 and stats["drops"] == {"budget": len(left)}
+
+
+def test_samples_beyond_the_last_step_are_not_the_budgets(runs: Runs, tmp_path: Path) -> None:
+    """Where tokens are left; without a budget they always are."""
+    for more in ("budget=400", "budget=null"):
+        recipe = smallest("grpo", "iterations=1", "grpo.steps=1", "grpo.max_new_tokens=20", more)
+        stats = run(recipe, tmp_path / more, runs("grpo").run).stats("iter-1/grpo")
+        assert stats["tokens"] < 400 and (stats["responses"], stats["rows"]) == (8, 16)
+        assert stats["drops"] == {}
 
 
 def asked(done: Done, own: list[Rollout]) -> int:
@@ -360,6 +391,24 @@ def test_unreadable_answers_of_a_judge_teach_nothing(runs: Runs, tmp_path: Path,
         assert stats["learned"] == {"multiplier_entailed": 0.5, "multiplier_grounded": 0.5}
 
 
+@pytest.mark.parametrize("kind", ["guess", "verifier"])
+def test_controls_take_the_place_of_the_r_scorer(runs: Runs, tmp_path: Path, kind: str) -> None:
+    """Nothing is trained for them, and the verifier's scores are the truth."""
+    varied = ("iterations=1", "grpo.temperature=1.4", "budget=null")
+    recipe, told = smallest("online-src", f"judge.kind={kind}", *varied), Told()
+    execute(recipe, tmp_path / "run", told, [runs("grpo").run])
+    done, labels = Done(recipe, tmp_path / "run", told), VerifierLabels()
+    assert (told.reused, told.begun) == (OPENING, LOOP[:1])
+    sign = {"first": 1, "second": -1, "neutral": 0}
+    for own in groups(done.rollouts()):
+        sample, texts = done.samples[own[0].sample_id], {r.text for r in own}
+        assert all(-1 <= s <= 1 for s in signal(own))
+        for r in own if kind == "verifier" else []:
+            found = [sign[labels.compare(sample, r.text, t)] for t in texts - {r.text}]
+            assert r.judged[0] == pytest.approx(fmean(found) if found else 0)
+    assert any(r.judged[0] for r in done.rollouts())
+
+
 # --- samples without an answer --------------------------------------------------------------
 
 
@@ -421,7 +470,8 @@ def test_online_src_does_without_any_answer(
         known = [replace(r, correct=math.nan) for r in whole.rollouts(t)]
         assert repr(done.rollouts(t)) == repr(known)
         stats = done.stats(f"iter-{t}/grpo")
-        assert stats["correct"] is None and stats["drops"] == {}
+        assert stats["correct"] is None
+        assert stats["drops"] == whole.stats(f"iter-{t}/grpo")["drops"]  # the budget's alone
 
 
 # --- plans and traces -----------------------------------------------------------------------
@@ -431,6 +481,46 @@ def test_groups_that_are_too_large_to_rank_are_refused() -> None:
     with pytest.raises(RecipeError, match=r"grpo.group: 10 responses .* set it to 9 or less"):
         plan(smallest("groupwise-grpo", "grpo.group=10", "grpo.batch_size=20"))
     assert plan(smallest("groupwise-grpo", "grpo.group=9", "grpo.batch_size=18"))
+
+
+UNREAD = (
+    "judge.kind=guess", "judge.kind=verifier", "judge.schedule=one_order", "judge.calibrate=once",
+    "judge.calibrate=each", "judge.abstain=0.1", "curate.weigh_facts=true", "curate.weak=teacher",
+    "curate.weak=widen",
+)  # fmt: skip
+"""Settings that a method with a judge of its own does not go by; online SRC goes by the kind."""
+
+
+@pytest.mark.parametrize("change", UNREAD)
+@pytest.mark.parametrize("name", [n for n in METHODS if n != "grpo"])
+def test_settings_that_a_method_does_not_go_by_are_refused(name: str, change: str) -> None:
+    recipe, key = smallest(name, change), change.partition("=")[0]
+    if name == "online-src" and key == "judge.kind":
+        assert [s.name for s in plan(recipe)] == [*OPENING, *LOOP]
+        return
+    told = f"recipe {recipe.name}: {key}: method {recipe.method!r} does not go by it; leave it out"
+    with pytest.raises(RecipeError, match=f"^{re.escape(told)}$"):
+        plan(recipe)
+
+
+def test_all_settings_that_a_method_does_not_go_by_are_told_at_once() -> None:
+    recipe = smallest("consistency-grpo", "judge.abstain=0.1", "curate.weak=widen")
+    with pytest.raises(RecipeError, match=r"judge\.abstain, curate\.weak: method"):
+        plan(recipe)
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("faithful-grpo", "entailed_prompt"),
+        ("faithful-grpo", "grounded_prompt"),
+        ("consistency-grpo", "entailed_prompt"),
+        ("groupwise-grpo", "prompt"),
+    ],
+)
+def test_a_template_that_is_none_is_told_before_anything_is_paid_for(name: str, key: str) -> None:
+    with pytest.raises(SelfcalError, match=r"^options.*; write a Jinja2 template over question"):
+        plan(smallest(name, f"options.{key}='{{{{ question'"))
 
 
 @pytest.mark.parametrize("recipe", ["miniworld-{}", "{}-qwen25-vl-7b"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -28,9 +29,9 @@ from transformers import (
 from trl import GRPOTrainer
 
 from selfcal.advantage import Groups, group_advantages
+from selfcal.errors import StoreError
 from selfcal.miniworld.models import build_processor, build_tokenizer
 from selfcal.policy import Policy, load_policy
-from selfcal.rationale import parse
 from selfcal.recipe import Grpo
 from selfcal.store import StageDir
 from selfcal.testing import _randomize
@@ -144,7 +145,7 @@ class Scripted:
         worth = zip(groups, judged, rewards, self.advantages(rewards), strict=True)
         graded = [
             [
-                Graded(float("7" in text), own, float(reward), float(advantage))
+                Graded(float("7" in text), "3" in text, own, float(reward), float(advantage))
                 for text, own, reward, advantage in zip(g.texts, *found, strict=True)
             ]
             for g, *found in worth
@@ -283,10 +284,10 @@ def test_every_response_is_on_record_in_its_group(taken: Taken) -> None:
     assert sorted(g[0].sample_id for g in groups) == [s.id for s in taken.samples]
     assert len({r.text for r in rollouts}) > 8
     graded = [one for batch in ran.grading.batches for one in batch]
-    assert [repr((r.correct, r.judged, r.reward, r.advantage)) for r in rollouts] == [
-        repr((g.correct, g.judged, g.reward, g.advantage)) for g in graded
+    assert [repr((r.correct, r.compliant, r.judged, r.reward, r.advantage)) for r in rollouts] == [
+        repr((g.correct, g.compliant, g.judged, g.reward, g.advantage)) for g in graded
     ]
-    assert all(r.compliant == parse(r.text).compliant for r in rollouts)
+    assert len({r.compliant for r in rollouts}) == 2
     assert ran.ledger.spent == sum(r.tokens for r in rollouts)
     assert ran.trained.curve[-1]["learned"] == pytest.approx(ran.grading.learned)
 
@@ -312,6 +313,40 @@ def test_trl_sees_each_response_with_its_own_prompt_image_and_advantage(taken: T
         assert given == pytest.approx(advantage, abs=1e-6)
 
 
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
+def test_an_image_is_never_said_however_likely_it_is(
+    tmp_path: Path,
+    policy_folder: str,
+    samples: list[Sample],
+    monkeypatch: pytest.MonkeyPatch,
+    family: str,
+) -> None:
+    """No image would belong to it."""
+    model = policy_folder if family == "llava" else tiny_qwen(tmp_path / "model")
+
+    def tempted(name: str, dtype: str = "float32", device: str = "cpu") -> Policy:
+        policy = loaded(name, dtype, device)
+        image = policy.tokenizer.convert_tokens_to_ids("<image>")
+        only_image = torch.arange(len(policy.tokenizer)) == image
+
+        def prefer(module: object, args: object, out: torch.Tensor) -> torch.Tensor:
+            return torch.where(only_image, out.amax(dim=-1, keepdim=True) + 2, out)
+
+        policy.model.lm_head.register_forward_hook(prefer)
+        return policy
+
+    policy = tempted(model)
+    image = policy.tokenizer.convert_tokens_to_ids("<image>")
+    with torch.inference_mode():
+        next_ones = policy.model(**policy.encode(samples[:2])).logits[:, -1].argmax(dim=-1)
+    assert next_ones.tolist() == [image, image]
+    monkeypatch.setattr(online, "load_policy", tempted)
+    seen = watched(monkeypatch)
+    ran = train(tmp_path, model, samples[:2], steps=1)
+    assert image not in torch.cat([batch["completion_ids"] for batch in seen])
+    assert len({r.text for r in ran.rollouts}) > 4  # other tokens are as likely as ever
+
+
 def pixels_of(batch: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
     """The image of each row."""
     if "image_grid_thw" in batch:  # patches of all images in one row
@@ -331,6 +366,36 @@ def test_the_merged_checkpoint_is_base_plus_adapter(taken: Taken) -> None:
         adapted = PeftModel.from_pretrained(base, taken.ran.out / "adapter").eval()
         assert torch.allclose(trained, adapted(**batch).logits[real], atol=1e-4)
     assert not torch.allclose(trained, untrained, atol=1e-2)
+
+
+# --- settings -------------------------------------------------------------------------------
+
+
+def test_what_is_set_is_what_trl_gets_and_it_can_train_all_weights(
+    tmp_path: Path, policy_folder: str, samples: list[Sample], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And `kl` is of the divergence from the policy that the training starts from."""
+    made: list[trl.GRPOConfig] = []
+    config = trl.GRPOConfig
+
+    def keep(**given: Any) -> trl.GRPOConfig:
+        made.append(config(**given))
+        return made[-1]
+
+    monkeypatch.setattr(trl, "GRPOConfig", keep)
+    monkeypatch.setattr(online, "load_policy", load_policy)  # as TRL loads the other one
+    unusual = {"kl": 0.3, "clip": 0.07, "top_p": 0.6, "temperature": 1.7, "loss": "bnpo"}
+    ran = train(tmp_path, policy_folder, samples[:2], lora=None, steps=2, updates=2, **unusual)
+    (args,) = made
+    assert (args.beta, args.epsilon, args.top_p, args.temperature) == (0.3, 0.07, 0.6, 1.7)
+    assert (args.loss_type, args.num_iterations, args.num_generations) == ("bnpo", 2, 4)
+    assert (args.max_completion_length, args.scale_rewards) == (8, "none")
+    first, second = (row["kl"] for row in ran.trained.curve)
+    assert first == pytest.approx(0, abs=1e-6) and second > 1e-5
+    assert ran.trained.steps == 2 and not (ran.out / "adapter").exists()
+    start = load_file(Path(policy_folder) / "model.safetensors")
+    changed = {k for k, v in weights(ran).items() if not torch.equal(v, start[k])}
+    assert any("vision" in k for k in changed) and any("embed_tokens" in k for k in changed)
 
 
 # --- advantages -----------------------------------------------------------------------------
@@ -459,17 +524,53 @@ def test_a_killed_training_goes_on_to_the_same(
     assert all(torch.allclose(v, weights(whole)[k], atol=1e-6) for k, v in weights(parts).items())
 
 
+@pytest.mark.parametrize(
+    "more",
+    [{"micro_batch_size": 8}, {"micro_batch_size": 2}, {"updates": 2, "steps": 8, "save_steps": 6}],
+    ids=["whole-batches", "micro-batches", "two-updates"],
+)
 def test_a_training_killed_in_its_second_epoch_goes_on_to_the_same(
-    tmp_path: Path, policy_folder: str, samples: list[Sample]
+    tmp_path: Path, policy_folder: str, samples: list[Sample], more: dict[str, Any]
 ) -> None:
     """Its order of samples is another one than the first epoch's: two batches of four samples."""
-    longer = {"steps": 5, "save_steps": 3}
+    longer = {"steps": 5, "save_steps": 3} | more
     undisturbed = train(tmp_path / "whole", policy_folder, samples[:4], **longer)
+    order = [r.sample_id for r in undisturbed.rollouts if r.index == 0]
+    assert sorted(order[:4]) == sorted(order[4:8]) and order[:4] != order[4:8]
     with pytest.raises(Killed):
-        train(tmp_path / "parts", policy_folder, samples[:4], killed_at=4, **longer)
+        killed_at = longer["save_steps"] + 1
+        train(tmp_path / "parts", policy_folder, samples[:4], killed_at=killed_at, **longer)
+    torch.manual_seed(99)
     parts = train(tmp_path / "parts", policy_folder, samples[:4], **longer)
     assert same(parts.rollouts, undisturbed.rollouts)
     assert parts.grading.figures == undisturbed.grading.figures
+    found, expected = weights(parts), weights(undisturbed)
+    assert all(torch.allclose(v, expected[k], atol=1e-6) for k, v in found.items())
+
+
+def test_a_training_killed_after_its_last_step_goes_on_to_the_same(
+    tmp_path: Path,
+    policy_folder: str,
+    samples: list[Sample],
+    whole: Ran,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """From a checkpoint of its last step TRL would take one more."""
+
+    def die(self: PeftModel) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(PeftModel, "merge_and_unload", die, raising=False)
+        train(tmp_path, policy_folder, samples[:8], **LONG)
+    assert len(shards(tmp_path)) == 4 and not (tmp_path / "grpo/checkpoint").exists()
+    again = train(tmp_path, policy_folder, samples[:8], **LONG)
+    assert again.trained.steps == whole.trained.steps == 4
+    assert same(again.rollouts, whole.rollouts)
+    assert again.ledger.spent == whole.ledger.spent
+    assert again.grading.figures == whole.grading.figures
+    assert again.grading.asked == 16  # about the batches after the checkpoint
+    assert all(torch.allclose(v, weights(whole)[k], atol=1e-6) for k, v in weights(again).items())
 
 
 def test_a_training_without_checkpoints_starts_over(
@@ -488,15 +589,43 @@ def test_a_training_killed_between_two_updates_counts_each_batch_once(
     tmp_path: Path, policy_folder: str, samples: list[Sample]
 ) -> None:
     """TRL keeps no responses: those of the batch that was cut in two are sampled anew."""
-    odd = {"steps": 6, "updates": 2, "save_steps": 3}
+    twice = {"steps": 6, "updates": 2, "save_steps": 2}
     with pytest.raises(Killed):
-        train(tmp_path, policy_folder, samples[:8], killed_at=5, **odd)
-    assert len(shards(tmp_path)) == 3
-    ran = train(tmp_path, policy_folder, samples[:8], **odd)
+        train(tmp_path, policy_folder, samples[:8], killed_at=3, **twice)
+    assert len(shards(tmp_path)) == 2
+    ran = train(tmp_path, policy_folder, samples[:8], **twice)
     assert Counter(r.step for r in ran.rollouts) == {0: 8, 1: 8, 2: 8}
     assert len({r.sample_id for r in ran.rollouts}) == 6  # no prompt twice
     assert (ran.trained.steps, len(ran.grading.batches), ran.grading.asked) == (6, 3, 16)
     assert ran.ledger.spent == sum(r.tokens for r in ran.rollouts)
+
+
+def test_a_damaged_ledger_names_the_way_out_and_it_is_one(
+    tmp_path: Path, policy_folder: str, samples: list[Sample], whole: Ran
+) -> None:
+    with pytest.raises(Killed):
+        train(tmp_path, policy_folder, samples[:8], killed_at=3, **LONG)
+    trl_files = tmp_path / "grpo/trl"
+    (tmp_path / "grpo/rollouts-00001.parquet").write_bytes(b"PAR1")
+    way_out = rf"rollouts-00001\.parquet is missing or damaged, .*: delete {trl_files}, then run"
+    with pytest.raises(StoreError, match=way_out):
+        train(tmp_path, policy_folder, samples[:8], **LONG)
+    shutil.rmtree(trl_files)
+    again = train(tmp_path, policy_folder, samples[:8], **LONG)
+    assert same(again.rollouts, whole.rollouts)
+    assert (again.ledger.spent, again.grading.asked) == (whole.ledger.spent, 32)
+
+
+def test_a_ledger_with_a_gap_names_the_way_out(tmp_path: Path) -> None:
+    ledger = Ledger(StageDir(tmp_path / "grpo", "fingerprint"))
+    for step in range(4):
+        ledger.add(step, [Rollout("s", step, 0, "text", 5, 1.0, True, (), 1.0, 0.0)])
+    ledger.folder.shard("rollouts", 1).unlink()
+    again = Ledger(ledger.folder)
+    with pytest.raises(StoreError, match=r"00001\.parquet is missing .*: delete .*/trl, then"):
+        list(again.reopen(3))
+    assert list(Ledger(ledger.folder).reopen(0)) == []
+    assert shards(tmp_path) == ["rollouts-00002.parquet"]
 
 
 # --- samples that are left out --------------------------------------------------------------
@@ -532,31 +661,49 @@ def test_samples_that_fill_no_batch_are_an_error(
     tmp_path: Path, policy_folder: str, samples: list[Sample]
 ) -> None:
     """TRL leaves out what fills no batch, and would train on nothing without a word."""
-    with pytest.raises(TrainingError, match="batch"):
+    with pytest.raises(TrainingError, match=r"1 samples fill no batch of 2 .*lower grpo\.batch"):
         train(tmp_path, policy_folder, samples[:1])
 
 
 # --- trainings that go wrong ----------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("poison", "told"),
+    [
+        (lambda loss: loss + math.nan, "the loss became nan by step 2"),
+        # its gradient is none, and so are the weights that it leaves
+        (lambda loss: loss * math.nan, "the weights became NaN or infinite"),
+    ],
+    ids=["loss", "weights"],
+)
 def test_a_loss_that_becomes_nan_is_an_error(
-    tmp_path: Path, policy_folder: str, samples: list[Sample], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    policy_folder: str,
+    samples: list[Sample],
+    monkeypatch: pytest.MonkeyPatch,
+    poison: Callable[[torch.Tensor], torch.Tensor],
+    told: str,
 ) -> None:
     compute = GRPOTrainer._compute_loss
 
     def poisoned(self: GRPOTrainer, model: object, inputs: dict[str, Any]) -> torch.Tensor:
-        return compute(self, model, inputs) * (math.nan if self.state.global_step else 1)
+        loss = compute(self, model, inputs)
+        return poison(loss) if self.state.global_step == 1 else loss
 
     monkeypatch.setattr(GRPOTrainer, "_compute_loss", poisoned)
-    with pytest.raises(TrainingError, match="grpo: the loss became nan by step 2; lower the"):
-        train(tmp_path, policy_folder, samples[:4])
+    with pytest.raises(TrainingError, match=f"grpo: {told}; lower the learning rate"):
+        train(tmp_path, policy_folder, samples[:8], **LONG)
+    assert len(shards(tmp_path)) == 2  # such weights sample nothing
+    assert not list((tmp_path / "grpo").glob("trl/checkpoint-*"))
     assert not (tmp_path / "grpo/checkpoint").exists()
 
 
 def test_a_learning_rate_that_is_far_too_high_is_an_error(
     tmp_path: Path, policy_folder: str, samples: list[Sample]
 ) -> None:
-    """The loss of the first step is fine; weights that it leaves cannot sample."""
-    with pytest.raises(TrainingError, match="lower the learning rate"):
+    """The loss of the first step is fine; weights that it leaves could not sample."""
+    with pytest.raises(TrainingError, match=r"weights became NaN or infinite; lower the learning"):
         train(tmp_path, policy_folder, samples[:4], learning_rate=1e38)
+    assert len(shards(tmp_path)) == 1
     assert not (tmp_path / "grpo/checkpoint").exists()

@@ -374,9 +374,11 @@ def test_a_loss_that_is_nan_is_an_error(
     name = next(n for n in weights if "language_model" in n and "q_proj" in n)
     weights[name][0, 0] = math.nan
     save_file(weights, poisoned / "model.safetensors", metadata={"format": "pt"})
-    before = tree_digest(poisoned)
-    with pytest.raises(TrainingError, match="became nan by step 1; lower the learning rate"):
-        sft(str(poisoned), rows, settings(steps=2), here(tmp_path / "out"))
+    before, steps = tree_digest(poisoned), list[int]()
+    to = here(tmp_path / "out", progress=lambda done, total: steps.append(done))
+    with pytest.raises(TrainingError, match="out: the weights became NaN or infinite; lower the"):
+        sft(str(poisoned), rows, settings(steps=2), to)
+    assert steps == []  # told at the end of the first step
     assert not (tmp_path / "out" / "checkpoint").exists()
     assert tree_digest(poisoned) == before
 
@@ -473,16 +475,29 @@ def test_a_killed_training_resumes_to_the_same_weights(
     assert all(torch.allclose(one[k], other[k], atol=1e-6) for k in one)
 
 
-def test_a_training_killed_after_its_last_step_only_saves(
-    tmp_path: Path, policy_folder: str, rows: list[tuple[Sample, str]]
+def test_a_training_killed_after_its_last_step_takes_no_more_steps(
+    tmp_path: Path,
+    policy_folder: str,
+    rows: list[tuple[Sample, str]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    kind = settings(steps=2, save_steps=2)
-    whole = sft(policy_folder, rows, kind, here(tmp_path / "parts"))
-    expected = load_file(tmp_path / "parts/checkpoint/model.safetensors")
-    again = sft(policy_folder, rows, kind, here(tmp_path / "parts", progress=kill_after(1)))
-    found = load_file(tmp_path / "parts/checkpoint/model.safetensors")
-    assert again.steps == whole.steps == 2
-    assert all(torch.equal(expected[k], found[k]) for k in expected)
+    """From a checkpoint of its last step TRL would go on."""
+
+    def die(self: PeftModel) -> None:
+        raise Killed
+
+    kind = settings(steps=2, save_steps=1)
+    whole = sft(policy_folder, rows, kind, here(tmp_path / "whole"))
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(PeftModel, "merge_and_unload", die, raising=False)
+        sft(policy_folder, rows, kind, here(tmp_path / "parts"))
+    assert [p.name for p in (tmp_path / "parts/trl").glob("checkpoint-*")] == ["checkpoint-1"]
+    steps: list[int] = []
+    to = here(tmp_path / "parts", progress=lambda done, total: steps.append(done))
+    again = sft(policy_folder, rows, kind, to)
+    assert (steps, again.steps, whole.steps) == ([2], 2, 2)
+    one, other = (load_file(tmp_path / n / "checkpoint/model.safetensors") for n in NAMES)
+    assert all(torch.allclose(one[k], other[k], atol=1e-6) for k in one)
 
 
 # --- the judge ------------------------------------------------------------------------------

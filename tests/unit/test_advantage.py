@@ -25,6 +25,7 @@ from selfcal.methods.faithful_grpo import DualAscent, Options
 from selfcal.methods.groupwise_grpo import RankReward
 from selfcal.methods.grpo import TaskReward
 from selfcal.methods.online_src import ScoreRater, ScoreReward
+from selfcal.methods.parts import online
 from selfcal.recipe import Grpo, Recipe
 from selfcal.testing import Said, ScriptedJudge
 from selfcal.train import Group
@@ -357,6 +358,41 @@ def test_the_form_stands_beside_the_ranks() -> None:
         RankReward(SCALED, 0.5).estimate(unread), TaskReward(SCALED).estimate(unread), strict=True
     ):
         assert close(own, plain.tolist())
+
+
+# --- what a batch is worth ----------------------------------------------------------------------
+
+RIGHT = "Rationale: The red bar is 3. So it is 3.\nAnswer: 3"
+BARE, WRONG = "Answer: 3", "Rationale: The red bar is 4. So it is 4.\nAnswer: 4"
+
+
+class Own(parts.Estimator):
+    """What a method of another package may do: its advantages are not around 0."""
+
+    seen: parts.Batch
+
+    def estimate(self, batch: parts.Batch) -> tuple[Groups, Groups]:
+        self.seen = batch
+        return batch.task + 1, batch.signals["first"]
+
+
+def test_a_response_is_on_record_with_all_that_is_known_of_it() -> None:
+    recipe, own = Recipe(name="r", iterations=1, grpo={"format_weight": 0.25}), Own()
+    grading = online._Grading(recipe, ("first", "second"), None, own)
+    known, unknown = (Sample(name, "", "q", answer) for name, answer in (("s", "3"), ("t", " ")))
+    groups = [Group(known, (RIGHT, BARE, WRONG)), Group(unknown, (WRONG, BARE, RIGHT))]
+    judged = [[(4.0, NAN), (1.0, 5.0), (1.0, 6.0)], [(0.0, 7.0), (0.0, 8.0), (3.0, 9.0)]]
+    found = [one for group in grading.weigh(groups, judged) for one in group]
+    assert close(own.seen.correct, [[1, 1, 0], [NAN, NAN, NAN]])
+    assert close(own.seen.form, [[0.25, 0, 0.25], [0.25, 0, 0.25]])
+    assert close(own.seen.task, [[1.25, 1, 0.25], [NAN, NAN, NAN]])
+    assert close(own.seen.signals["second"], [[NAN, 5, 6], [7, 8, 9]])
+    assert [one.compliant for one in found] == [True, False, True, True, False, True]
+    assert repr([one.correct for one in found]) == repr([1.0, 1.0, 0.0, NAN, NAN, NAN])
+    assert repr([one.reward for one in found]) == repr([2.25, 2.0, 1.25, NAN, NAN, NAN])
+    assert repr([one.judged for one in found]) == repr([j for group in judged for j in group])
+    # as TRL would do it, so that what is on record is what the policy learns from: means 2 and 1
+    assert [one.advantage for one in found] == [2, -1, -1, -1, -1, 2]
 
 
 # --- SRC online -------------------------------------------------------------------------------

@@ -309,7 +309,9 @@ def test_a_response_is_text_and_never_a_template(hostile: str) -> None:
     ],
 )
 def test_a_bad_template_is_refused_by_name(template: str) -> None:
-    with pytest.raises(ModelError, match=r"^judge\.prompt: .*question, facts, first and second"):
+    with pytest.raises(
+        ModelError, match=r"^judge\.prompt: .* over question, facts, first and second$"
+    ):
         PromptWriter(template).write("q", "f", "a", "b")
 
 
@@ -364,7 +366,8 @@ def tokenizer(ids: Mapping[str, list[int]]) -> Any:
 def test_verdict_ids() -> None:
     words = {"first": [5], "second": [9, 6], "neutral": [7, 6]}
     assert verdict_ids(tokenizer(words)) == [5, 9, 7]
-    with pytest.raises(ModelError, match="cannot tell the words"):  # "se-cond", "se-ven"
+    # "se-cond", "se-ven"
+    with pytest.raises(ModelError, match=r"cannot tell the words .*; take another judge\.model"):
         verdict_ids(tokenizer(words | {"neutral": [9, 4]}))
 
 

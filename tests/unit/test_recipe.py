@@ -151,6 +151,47 @@ def test_bad_settings_are_named(file: Path, text: str, told: str) -> None:
         assert "did you mean" not in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("data: {rft: 0}", "rft: there are no samples for it (data.rft is 0); set `rft: null`"),
+        ("teacher: {kind: endpoint}", "teacher: kind `endpoint` needs endpoint.model"),
+        (
+            "grpo: {group: 6}",
+            "grpo: batch_size: 64 responses are no whole groups of 6; set it to a multiple of "
+            "`group`",
+        ),
+        (
+            "grpo: {updates: 3, save_steps: 4}",
+            "grpo: save_steps: 4 would cut a batch in two; set it to a multiple of `updates` (3)",
+        ),
+    ],
+)
+def test_what_is_wrong_with_settings_together_names_one_of_them(
+    file: Path, text: str, told: str
+) -> None:
+    file.write_text(f"name: x\n{text}\n")
+    with pytest.raises(RecipeError) as refused:
+        load_recipe(file)
+    assert str(refused.value) == f"{file}: {told}"
+
+
+def test_what_is_wrong_with_options_together_names_one_of_them(file: Path) -> None:
+    above = ["method=faithful_grpo", "options.start=3"]
+    with pytest.raises(RecipeError) as refused:
+        plan(load_recipe(file, above))
+    told = "recipe x: options: start: 3.0 is above `most`, 2.0; lower it"
+    assert str(refused.value) == told
+    assert plan(load_recipe(file, [*above, "options.most=3"]))
+
+
+def test_whole_groups_and_whole_batches_are_taken(file: Path) -> None:
+    whole = ["grpo.group=6", "grpo.batch_size=6", "grpo.updates=3", "grpo.save_steps=6"]
+    grpo = load_recipe(file, whole).grpo
+    assert (grpo.group, grpo.batch_size, grpo.updates, grpo.save_steps) == (6, 6, 3, 6)
+    assert load_recipe(file, ["grpo.updates=3"]).grpo.save_steps is None
+
+
 def test_splits_that_nobody_asks_for_may_be_empty(file: Path) -> None:
     recipe = load_recipe(
         file, ["rft=null", "data.rft=0", "data.dev=0", "evaluate.splits=[test]", "data.uncertain=0"]

@@ -53,6 +53,9 @@ GRADE_PROMPTS: Mapping[Aspect, str] = {
         ask="Is each statement about the image true?",
     ),
 }
+_SETTINGS: Mapping[Aspect, str] = {
+    "good": "prompt", "entailed": "entailed_prompt", "grounded": "grounded_prompt",
+}  # fmt: skip
 
 
 class GradeWriter:
@@ -67,7 +70,7 @@ class GradeWriter:
         own = prompts or {}
         over = "question, facts and response"
         self._writers = {
-            a: PromptWriter(own.get(a), p, f"options: the prompt for {a!r}", over)
+            a: PromptWriter(own.get(a), p, f"options.{_SETTINGS[a]}", over)
             for a, p in GRADE_PROMPTS.items()
         }
 

@@ -35,13 +35,18 @@ def plan(recipe: Recipe) -> list[Stage]:
 
     Raises:
         RecipeError: the recipe wants what only SRC has.
+        ModelError: `prompt` is no Jinja2.
     """
+    from selfcal.judge.grader import GradeWriter
+
     parts.refuse_weak(recipe)
     if recipe.judge.kind != "rscorer":
         raise RecipeError(
             f"recipe {recipe.name}: judge.kind: this method trains a judge of its own; leave it out"
         )
-    grader = _grader(recipe, parts.options(recipe, Options))
+    own = parts.options(recipe, Options)
+    GradeWriter({"good": own.prompt})  # a bad template is told before anything is paid for
+    grader = _grader(recipe, own)
     # the order of the grades themselves: an expected gain is linear in them
     curate: Curate = recipe.curate.model_copy(update={"aggregator": "expected"})
     # grades have no order to average, and nothing was held out of the grader's own kind

@@ -15,7 +15,7 @@ from itertools import pairwise
 from typing import Any, Protocol
 
 from selfcal.errors import StoreError
-from selfcal.policy import Policy, load_policy, user_turn
+from selfcal.policy import load_policy, user_turn
 from selfcal.recipe import Grpo
 from selfcal.store import StageDir
 from selfcal.train.common import Run, Trained, TrainingError, arguments, last_checkpoint
@@ -98,8 +98,11 @@ class Ledger:
             try:
                 kept = self.folder.read_shard(ROLLOUTS, i, Rollout)
             except StoreError as error:
-                trl = self.folder.path / "trl"
-                raise StoreError(f"{error}; or delete {trl}: training then starts over") from error
+                lost, trl = self.folder.shard(ROLLOUTS, i), self.folder.path / "trl"
+                raise StoreError(
+                    f"{lost} is missing or damaged, and training cannot go on without it: delete "
+                    f"{trl}, then run the same command again; this training starts over"
+                ) from error
             self.spent += sum(r.tokens for r in kept)
             yield kept
 
@@ -154,7 +157,7 @@ def grpo(
         loss_type=settings.loss,
         scale_rewards="none",  # advantages come as they shall be
         remove_unused_columns=False,  # the row says which sample a response belongs to
-        generation_kwargs=_only_text(policy),
+        generation_kwargs={"remove_invalid_values": True},  # divergence is told after the step
     )
     resumed = _resumed(run)
     _replay(ledger.reopen(resumed // settings.updates), grading, rows)
@@ -167,14 +170,6 @@ def grpo(
         return made
 
     return tune(trainer, policy, data, args, settings, run, drops)
-
-
-def _only_text(policy: Policy) -> dict[str, Any]:
-    """What keeps a policy from sampling an image token, which no image would belong to."""
-    config = policy.model.config
-    names = ("image_token_id", "image_token_index")
-    found = next((i for n in names if (i := getattr(config, n, None)) is not None), None)
-    return {} if found is None else {"suppress_tokens": [int(found)]}
 
 
 def _trainer(epochs: int) -> Any:

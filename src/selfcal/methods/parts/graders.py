@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from selfcal.errors import SelfcalError
 from selfcal.methods.parts import learned
 from selfcal.methods.parts.judges import candidates_of_training
 from selfcal.methods.parts.online import Rater
@@ -39,12 +38,6 @@ def grader(recipe: Recipe, prompts: Prompts) -> list[Stage]:
     def ask(
         who: LabelGiver, samples: Sequence[Sample], own: learned.Responses
     ) -> tuple[list[GradedResponse], list[Drop]]:
-        if "grounded" in aspects and not any(s.facts.strip() for s in samples):
-            raise SelfcalError(
-                f"judge/grades: {len(samples)} samples side by side have no facts (such as "
-                f"{samples[0].id!r}), and statements are held against facts; give the column "
-                "`facts`, or take consistency_grpo"
-            )
         return grade_responses(who, samples, own, aspects)
 
     def train(graded: Sequence[GradedResponse], run: Run) -> Trained:
@@ -59,7 +52,9 @@ def grader(recipe: Recipe, prompts: Prompts) -> list[Stage]:
     kept = round(rows * recipe.judge.holdout)
     return [
         candidates_of_training(recipe),
-        learned.labels(recipe, "grades", GradedResponse, ask, {"aspects": aspects}),
+        learned.labels(
+            recipe, "grades", GradedResponse, ask, {"aspects": aspects}, "grounded" in aspects
+        ),
         learned.training(recipe, "grader", "grades", GradedResponse, train, rows - kept, depends),
         learned.check(recipe, "grader", "grades", GradedResponse, figures, kept, depends),
     ]

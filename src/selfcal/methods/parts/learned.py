@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from selfcal.errors import SelfcalError
 from selfcal.methods.parts.base import SERVER, by_sample, training_run, training_stats
 from selfcal.methods.parts.judges import label_giver
 from selfcal.recipe import Recipe
@@ -34,10 +35,12 @@ def labels(
     kind: type[L],
     ask: Callable[[LabelGiver, Sequence[Sample], Responses], tuple[list[L], list[Drop]]],
     depends: Mapping[str, Any],
+    by_facts: bool = False,
 ) -> Stage:
     """The label-giving judge on candidates of training samples: stage `judge/NAME`.
 
-    Its records are `train` and, of samples apart, `heldout`.
+    Its records are `train` and, of samples apart, `heldout`. `by_facts`: labels mean nothing where
+    no sample has facts, which is refused.
     """
     settings = recipe.judge
 
@@ -52,7 +55,14 @@ def labels(
             labelled, drops = ask(who, samples, own)
             return {"labelled": (kind, labelled), "drops": (Drop, drops)}
 
-        work.map([s for s in work.samples("data", "rft") if s.id in own], _SHARD, part)
+        samples = [s for s in work.samples("data", "rft") if s.id in own]
+        if by_facts and samples and not any(s.facts.strip() for s in samples):
+            raise SelfcalError(
+                f"{work.stage.name}: none of {len(samples)} samples has facts (such as "
+                f"{samples[0].id!r}), and statements are held against facts; give the column "
+                "`facts`, or take a method that does not ask for them, such as consistency_grpo"
+            )
+        work.map(samples, _SHARD, part)
         train, test = held_out(work.folder.read("labelled", kind), settings.holdout)
         work.write("train", train, kind)
         work.write("heldout", test, kind)
