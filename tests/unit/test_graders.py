@@ -838,7 +838,9 @@ def test_statements_are_not_held_against_nothing(
         return len(work.folder.read("labelled", GradedResponse))
 
     both: Prompts = {"entailed": None, "grounded": None}
-    with pytest.raises(SelfcalError, match=r"judge/grades: none of 2 .*'one'.* as consistency_grpo"):
+    with pytest.raises(
+        SelfcalError, match=r"judge/grades: none of 2 .*'one'.* as consistency_grpo"
+    ):
         graded("none", both, "", " \n")
     assert graded("some", both, "", BARS.facts) == 4
     assert graded("logic", {"entailed": None}, "", "") == 2
