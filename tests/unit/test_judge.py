@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from threading import Barrier
 from typing import Any
 
 import pytest
@@ -108,9 +109,9 @@ def test_label_pairs_counts_what_it_drops() -> None:
     made, drops = label_pairs(ByText(), SAMPLES, own, 5, "seed")
     assert made == []
     assert drops == [
-        Drop("s0", "judge/labels", "unreadable-label"),
         Drop("s1", "judge/labels", "one-candidate"),
         Drop("s2", "judge/labels", "one-candidate"),
+        Drop("s0", "judge/labels", "unreadable-label"),
     ]
 
 
@@ -499,3 +500,15 @@ def test_assess_asks_both_orders() -> None:
     assert found["flip_rate"]["value"] == 0
     assert found["neutral_rate"]["value"] == round(1 / 3, 4)
     assert found["ece"]["value"] == round(2 / 6, 4)  # certain six times, right four times
+
+
+def test_labels_are_asked_for_at_the_same_time_and_stay_in_order() -> None:
+    together = Barrier(2, timeout=20)  # nobody gets an answer alone
+
+    class Slow(ByText):
+        def compare(self, sample: Sample, first: str, second: str) -> Verdict | None:
+            together.wait()
+            return super().compare(sample, first, second)
+
+    alone, _ = label_pairs(ByText(), SAMPLES, FOUR, 2, "seed")
+    assert label_pairs(Slow(), SAMPLES, FOUR, 2, "seed", workers=2)[0] == alone

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import combinations, product
 from typing import TYPE_CHECKING, TypeVar
 
@@ -35,6 +36,7 @@ def label_pairs(
     candidates: Mapping[str, Sequence[Candidate]],
     per_sample: int,
     seed: str,
+    workers: int = 1,
 ) -> tuple[list[LabelledPair], list[Drop]]:
     """Draw pairs of candidates and have them labelled.
 
@@ -44,11 +46,13 @@ def label_pairs(
         candidates: the candidates of each sample, by its id.
         per_sample: pairs drawn from each sample at most.
         seed: with the sample's id, decides which pairs, and their order.
+        workers: how many requests the judge gets at the same time.
 
     Returns:
         The labelled pairs; and a drop `unreadable-label` for each label that could not be read,
         `one-candidate` for each sample without a pair.
     """
+    asks: list[tuple[Sample, str, str]] = []
     pairs: list[LabelledPair] = []
     drops: list[Drop] = []
     for sample in samples:
@@ -58,15 +62,16 @@ def label_pairs(
             drops.append(Drop(sample.id, "judge/labels", "one-candidate"))
         for pair in rng.sample(own, min(per_sample, len(own))):
             first, second = rng.sample(pair, 2)
-            verdict = judge.compare(sample, first.text, second.text)
+            asks.append((sample, first.text, second.text))
+    with ThreadPoolExecutor(workers) as pool:
+        verdicts = pool.map(lambda ask: judge.compare(*ask), asks)
+        for (s, first_text, second_text), verdict in zip(asks, verdicts, strict=True):
             if verdict is None:
-                drops.append(Drop(sample.id, "judge/labels", "unreadable-label"))
-                continue
-            pairs.append(
-                LabelledPair(
-                    sample.id, sample.question, sample.facts, first.text, second.text, verdict
+                drops.append(Drop(s.id, "judge/labels", "unreadable-label"))
+            else:
+                pairs.append(
+                    LabelledPair(s.id, s.question, s.facts, first_text, second_text, verdict)
                 )
-            )
     return pairs, drops
 
 
@@ -75,6 +80,7 @@ def grade_responses(
     samples: Sequence[Sample],
     responses: Mapping[str, Iterable[str]],
     aspects: Sequence[Aspect] = ("good",),
+    workers: int = 1,
 ) -> tuple[list[GradedResponse], list[Drop]]:
     """Have responses graded one by one, equal ones of a sample once.
 
@@ -83,15 +89,21 @@ def grade_responses(
         samples: whose responses are graded.
         responses: the responses to each sample, by its id.
         aspects: what each is graded for.
+        workers: how many requests the judge gets at the same time.
 
     Returns:
         The graded responses; and a drop `unreadable-label` for each grade that could not be read.
     """
     graded: list[GradedResponse] = []
     drops: list[Drop] = []
-    for s in samples:
-        for text, aspect in product(dict.fromkeys(responses.get(s.id, ())), aspects):
-            good = judge.grade(s, text, aspect)
+    asks = [
+        (s, text, aspect)
+        for s in samples
+        for text, aspect in product(dict.fromkeys(responses.get(s.id, ())), aspects)
+    ]
+    with ThreadPoolExecutor(workers) as pool:
+        grades = pool.map(lambda ask: judge.grade(*ask), asks)
+        for (s, text, aspect), good in zip(asks, grades, strict=True):
             if good is None:
                 drops.append(Drop(s.id, "judge/grades", "unreadable-label"))
             else:
@@ -100,9 +112,12 @@ def grade_responses(
 
 
 def rank_responses(
-    judge: LabelGiver, samples: Sequence[Sample], responses: Mapping[str, Sequence[str]]
+    judge: LabelGiver,
+    samples: Sequence[Sample],
+    responses: Mapping[str, Sequence[str]],
+    workers: int = 1,
 ) -> tuple[list[RankedResponses], list[Drop]]:
-    """Have the different responses to each sample ranked.
+    """Have the different responses to each sample ranked; `workers` requests at the same time.
 
     Returns:
         The ranked groups; and drops: `one-response` for a sample with fewer than two different
@@ -110,16 +125,18 @@ def rank_responses(
     """
     ranked: list[RankedResponses] = []
     drops: list[Drop] = []
-    for s in samples:
-        own = tuple(dict.fromkeys(responses.get(s.id, ())))
-        if len(own) < 2:
-            drops.append(Drop(s.id, "judge/rankings", "one-response"))
-        elif (ranks := judge.rank(s, own)) is None:
-            drops.append(Drop(s.id, "judge/rankings", "unreadable-label"))
-        elif len(set(ranks)) < 2:
-            drops.append(Drop(s.id, "judge/rankings", "all-equal"))
-        else:
-            ranked.append(RankedResponses(s.id, s.question, s.facts, own, ranks))
+    every = [(s, tuple(dict.fromkeys(responses.get(s.id, ())))) for s in samples]
+    asks = [(s, own) for s, own in every if len(own) > 1]
+    drops += [Drop(s.id, "judge/rankings", "one-response") for s, own in every if len(own) < 2]
+    with ThreadPoolExecutor(workers) as pool:
+        answers = pool.map(lambda ask: judge.rank(*ask), asks)
+        for (s, own), ranks in zip(asks, answers, strict=True):
+            if ranks is None:
+                drops.append(Drop(s.id, "judge/rankings", "unreadable-label"))
+            elif len(set(ranks)) < 2:
+                drops.append(Drop(s.id, "judge/rankings", "all-equal"))
+            else:
+                ranked.append(RankedResponses(s.id, s.question, s.facts, own, ranks))
     return ranked, drops
 
 

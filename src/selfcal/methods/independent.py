@@ -88,7 +88,7 @@ def _grades(recipe: Recipe) -> Stage:
     def run(work: Work) -> Mapping[str, JSON]:
         from selfcal.judge.training import grade_responses
 
-        who = parts.label_giver(recipe)
+        who, at_once = parts.label_giver(recipe), parts.labels_at_once(recipe)
         pairs = work.read("judge/labels", "train", LabelledPair)
         responses: dict[str, list[str]] = {}
         for p in pairs:
@@ -96,7 +96,7 @@ def _grades(recipe: Recipe) -> Stage:
         samples = [s for s in work.samples("data", "rft") if s.id in responses]
 
         def grade(part: Sequence[Sample]) -> Shards:
-            graded, drops = grade_responses(who, part, responses)
+            graded, drops = grade_responses(who, part, responses, workers=at_once)
             return {"graded": (GradedResponse, graded), "drops": (Drop, drops)}
 
         work.map(samples, 64, grade)

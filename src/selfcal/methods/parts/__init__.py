@@ -10,7 +10,15 @@ from __future__ import annotations
 from selfcal.methods.parts.base import start_of
 from selfcal.methods.parts.correcting import fresh_calibration
 from selfcal.methods.parts.graders import GradeRater, Prompts, grader
-from selfcal.methods.parts.judges import Judging, judging, label_giver, labelled, quality, r_scorer
+from selfcal.methods.parts.judges import (
+    Judging,
+    judging,
+    label_giver,
+    labelled,
+    labels_at_once,
+    quality,
+    r_scorer,
+)
 from selfcal.methods.parts.loop import loop, measured, opening
 from selfcal.methods.parts.measure import evaluate
 from selfcal.methods.parts.online import (
@@ -42,9 +50,9 @@ from selfcal.methods.parts.writing import Made, Writing, written_pair, written_p
 __all__ = [
     "Batch", "Estimator", "GradeRater", "Judging", "Made", "Online", "Prompts", "RankRater",
     "Rater", "Writing", "best_fine_tuning", "candidates", "data", "evaluate", "fresh_calibration",
-    "grader", "judging", "judgments", "label_giver", "labelled", "likeliest", "loop", "measured",
-    "more_fine_tuning", "online_loop", "online_tuning", "opening", "options", "own_reward", "pair",
-    "pairs", "pairs_by", "preference_tuning", "quality", "r_scorer", "ranker",
-    "rationale_fine_tuning", "refuse_unread", "refuse_weak", "start_of", "teach", "weak",
+    "grader", "judging", "judgments", "label_giver", "labelled", "labels_at_once", "likeliest",
+    "loop", "measured", "more_fine_tuning", "online_loop", "online_tuning", "opening", "options",
+    "own_reward", "pair", "pairs", "pairs_by", "preference_tuning", "quality", "r_scorer",
+    "ranker", "rationale_fine_tuning", "refuse_unread", "refuse_weak", "start_of", "teach", "weak",
     "write_pairs", "written_pair", "written_pairs",
 ]  # fmt: skip

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from selfcal.methods.parts.base import SERVER, by_sample
-from selfcal.methods.parts.judges import judging, label_giver, learned_figures
+from selfcal.methods.parts.judges import judging, label_giver, labels_at_once, learned_figures
 from selfcal.recipe import Recipe
 from selfcal.stage import Shards, Stage, Work, count_drops
 from selfcal.store import JSON, StageDir
@@ -49,10 +49,10 @@ def fresh_calibration(recipe: Recipe, t: int) -> list[Stage]:
         sure = [s for s in work.samples("data", "calibration") if s.confidence >= settings.abstain]
         able = [s for s in sure if len(own.get(s.id, ())) > 1]
         samples = able[:: max(1, len(able) // settings.calibration_samples)]
-        giver, key = label_giver(recipe), work.rng_key()
+        giver, key, at_once = label_giver(recipe), work.rng_key(), labels_at_once(recipe)
 
         def label(part: Sequence[Sample]) -> Shards:
-            pairs, drops = label_pairs(giver, part, own, settings.pairs_per_sample, key)
+            pairs, drops = label_pairs(giver, part, own, settings.pairs_per_sample, key, at_once)
             return {"labelled": (LabelledPair, pairs), "drops": (Drop, drops)}
 
         work.map(samples[: settings.calibration_samples], _SHARD, label)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from selfcal.methods.parts import learned
-from selfcal.methods.parts.judges import candidates_of_training
+from selfcal.methods.parts.judges import candidates_of_training, labels_at_once
 from selfcal.methods.parts.online import Rater
 from selfcal.recipe import Recipe
 from selfcal.stage import Stage, Work
@@ -38,7 +38,7 @@ def grader(recipe: Recipe, prompts: Prompts) -> list[Stage]:
     def ask(
         who: LabelGiver, samples: Sequence[Sample], own: learned.Responses
     ) -> tuple[list[GradedResponse], list[Drop]]:
-        return grade_responses(who, samples, own, aspects)
+        return grade_responses(who, samples, own, aspects, labels_at_once(recipe))
 
     def train(graded: Sequence[GradedResponse], run: Run) -> Trained:
         from selfcal.train import train_grader

@@ -89,6 +89,11 @@ def label_giver(recipe: Recipe) -> LabelGiver:
     return VerifierLabels()
 
 
+def labels_at_once(recipe: Recipe) -> int:
+    """How many requests the label-giving judge gets at the same time."""
+    return 16 if recipe.judge.labels.kind == "endpoint" else 1
+
+
 def candidates_of_training(recipe: Recipe) -> Stage:
     """Candidates of training samples, by the policy that the first iteration starts from."""
     n, start = min(recipe.judge.samples, recipe.data.rft), start_of(recipe, 1)
@@ -119,7 +124,8 @@ def _labels(recipe: Recipe) -> Stage:
         samples = [s for s in work.samples("data", "rft") if s.id in own]
 
         def ask(part: Sequence[Sample]) -> Shards:
-            pairs, drops = label_pairs(who, part, own, settings.pairs_per_sample, work.rng_key())
+            n, key = settings.pairs_per_sample, work.rng_key()
+            pairs, drops = label_pairs(who, part, own, n, key, labels_at_once(recipe))
             return {"labelled": (LabelledPair, pairs), "drops": (Drop, drops)}
 
         work.map(samples, _SHARD, ask)

@@ -7,7 +7,7 @@ from itertools import permutations
 from typing import TYPE_CHECKING
 
 from selfcal.methods.parts import learned
-from selfcal.methods.parts.judges import candidates_of_training
+from selfcal.methods.parts.judges import candidates_of_training, labels_at_once
 from selfcal.methods.parts.online import Rater
 from selfcal.rationale import answers_agree, parse
 from selfcal.recipe import Recipe
@@ -42,7 +42,8 @@ def ranker(recipe: Recipe, prompt: str | None, orders: int) -> list[Stage]:
 
         right = {s.id: dict.fromkeys(t for t in own[s.id] if _right(s, t)) for s in samples}
         most = len(NUMBERS)
-        return rank_responses(who, samples, {name: [*own][:most] for name, own in right.items()})
+        shown = {name: [*texts][:most] for name, texts in right.items()}
+        return rank_responses(who, samples, shown, labels_at_once(recipe))
 
     def train(ranked: Sequence[RankedResponses], run: Run) -> Trained:
         from selfcal.train import train_ranker
