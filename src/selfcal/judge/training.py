@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import combinations, product
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from selfcal.types import (
     Aspect,
@@ -27,6 +27,8 @@ from selfcal.types import (
 if TYPE_CHECKING:
     from selfcal.judge.labels import LabelGiver
 
+Ask = TypeVar("Ask", bound=tuple[Any, ...])
+Answer = TypeVar("Answer")
 Labelled = TypeVar("Labelled", LabelledPair, GradedResponse, RankedResponses)
 
 
@@ -63,15 +65,11 @@ def label_pairs(
         for pair in rng.sample(own, min(per_sample, len(own))):
             first, second = rng.sample(pair, 2)
             asks.append((sample, first.text, second.text))
-    with ThreadPoolExecutor(workers) as pool:
-        verdicts = pool.map(lambda ask: judge.compare(*ask), asks)
-        for (s, first_text, second_text), verdict in zip(asks, verdicts, strict=True):
-            if verdict is None:
-                drops.append(Drop(s.id, "judge/labels", "unreadable-label"))
-            else:
-                pairs.append(
-                    LabelledPair(s.id, s.question, s.facts, first_text, second_text, verdict)
-                )
+    for (s, one, other), verdict in _answered(judge.compare, asks, workers):
+        if verdict is None:
+            drops.append(Drop(s.id, "judge/labels", "unreadable-label"))
+        else:
+            pairs.append(LabelledPair(s.id, s.question, s.facts, one, other, verdict))
     return pairs, drops
 
 
@@ -101,13 +99,11 @@ def grade_responses(
         for s in samples
         for text, aspect in product(dict.fromkeys(responses.get(s.id, ())), aspects)
     ]
-    with ThreadPoolExecutor(workers) as pool:
-        grades = pool.map(lambda ask: judge.grade(*ask), asks)
-        for (s, text, aspect), good in zip(asks, grades, strict=True):
-            if good is None:
-                drops.append(Drop(s.id, "judge/grades", "unreadable-label"))
-            else:
-                graded.append(GradedResponse(s.id, s.question, s.facts, text, good, aspect))
+    for (s, text, aspect), good in _answered(judge.grade, asks, workers):
+        if good is None:
+            drops.append(Drop(s.id, "judge/grades", "unreadable-label"))
+        else:
+            graded.append(GradedResponse(s.id, s.question, s.facts, text, good, aspect))
     return graded, drops
 
 
@@ -128,16 +124,22 @@ def rank_responses(
     every = [(s, tuple(dict.fromkeys(responses.get(s.id, ())))) for s in samples]
     asks = [(s, own) for s, own in every if len(own) > 1]
     drops += [Drop(s.id, "judge/rankings", "one-response") for s, own in every if len(own) < 2]
-    with ThreadPoolExecutor(workers) as pool:
-        answers = pool.map(lambda ask: judge.rank(*ask), asks)
-        for (s, own), ranks in zip(asks, answers, strict=True):
-            if ranks is None:
-                drops.append(Drop(s.id, "judge/rankings", "unreadable-label"))
-            elif len(set(ranks)) < 2:
-                drops.append(Drop(s.id, "judge/rankings", "all-equal"))
-            else:
-                ranked.append(RankedResponses(s.id, s.question, s.facts, own, ranks))
+    for (s, own), ranks in _answered(judge.rank, asks, workers):
+        if ranks is None:
+            drops.append(Drop(s.id, "judge/rankings", "unreadable-label"))
+        elif len(set(ranks)) < 2:
+            drops.append(Drop(s.id, "judge/rankings", "all-equal"))
+        else:
+            ranked.append(RankedResponses(s.id, s.question, s.facts, own, ranks))
     return ranked, drops
+
+
+def _answered(
+    judge: Callable[..., Answer], asks: Sequence[Ask], workers: int
+) -> Iterator[tuple[Ask, Answer]]:
+    """Each question with its answer, in order; so many are asked at the same time."""
+    with ThreadPoolExecutor(workers) as pool:
+        yield from zip(asks, pool.map(lambda ask: judge(*ask), asks), strict=True)
 
 
 def held_out(pairs: Sequence[Labelled], share: float) -> tuple[list[Labelled], list[Labelled]]:
