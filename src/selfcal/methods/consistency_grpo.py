@@ -51,7 +51,6 @@ def plan(recipe: Recipe) -> list[Stage]:
         {"options": own, "min_mass": recipe.judge.min_mass},
         asks=lambda size: size,
     )
-
     return parts.online_loop(recipe, method, parts.grader(recipe, prompts))
 
 

@@ -74,7 +74,6 @@ def plan(recipe: Recipe) -> list[Stage]:
         {"options": own, "min_mass": recipe.judge.min_mass},
         asks=lambda size: len(CONSTRAINTS) * size,
     )
-
     return parts.online_loop(recipe, method, parts.grader(recipe, prompts))
 
 
@@ -116,5 +115,7 @@ class DualAscent(parts.Estimator):
 
 def _mean(signal: Groups) -> float:
     """Mean over what was scored; NaN if nothing was."""
-    known = signal[signal == signal]
+    import numpy as np
+
+    known = signal[~np.isnan(signal)]
     return float(known.mean()) if known.size else float("nan")

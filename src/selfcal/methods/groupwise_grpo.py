@@ -61,7 +61,6 @@ def plan(recipe: Recipe) -> list[Stage]:
         {"options": own, "min_mass": recipe.judge.min_mass},
         asks=lambda _: 1,
     )
-
     before = parts.ranker(recipe, own.prompt, own.orders)
     return parts.online_loop(recipe, method, before)
 

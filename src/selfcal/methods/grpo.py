@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 def plan(recipe: Recipe) -> list[Stage]:
     """The stages of the method."""
     method = parts.Online((), lambda _: TaskReward(recipe.grpo))
-
     return parts.online_loop(recipe, method)
 
 

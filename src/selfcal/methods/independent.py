@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 
 from selfcal.methods import parts
 from selfcal.methods.parts.base import SERVER, training_run, training_stats
+from selfcal.methods.parts.judges import trained_on
+from selfcal.methods.parts.learned import reading
 from selfcal.recipe import Curate, Recipe, RecipeError, Settings
 from selfcal.stage import Shards, Stage, Work, count_drops
 from selfcal.store import JSON
@@ -71,16 +73,12 @@ def plan(recipe: Recipe) -> list[Stage]:
 
 
 def _grader(recipe: Recipe, own: Options) -> parts.Judging:
-    j, p = recipe.judge, recipe.policy
-
     def load(work: Work) -> Judge:
         from selfcal.judge.independent import IndependentScorer
-        from selfcal.judge.scorer import Reading
 
-        how = Reading(j.batch_size, j.min_mass, p.dtype, p.device)
-        return IndependentScorer(work.checkpoint("judge/grader"), own.prompt, how)
+        return IndependentScorer(work.checkpoint("judge/grader"), own.prompt, reading(recipe))
 
-    depends = {"kind": "independent", "prompt": own.prompt, "min_mass": j.min_mass}
+    depends = {"kind": "independent", "prompt": own.prompt, "min_mass": recipe.judge.min_mass}
     return parts.Judging(("judge/grader",), depends, load)
 
 
@@ -104,7 +102,7 @@ def _grades(recipe: Recipe) -> Stage:
         drops = count_drops(work.folder.read("drops", Drop))
         return {"graded": len(graded), "good": sum(g.good for g in graded), "drops": drops}
 
-    n = min(recipe.judge.samples, recipe.data.rft)
+    n = trained_on(recipe)
     depends = recipe.judge.labels.model_dump(exclude=SERVER)
     return Stage(
         "judge/grades", ("data", "judge/labels"), depends, run, n, "samples",
@@ -123,7 +121,7 @@ def _training(recipe: Recipe) -> Stage:
         trained = train_grader(settings.model, graded, settings.train, {"good": own.prompt}, to)
         return training_stats(work, trained)
 
-    rows = 2 * min(settings.samples, recipe.data.rft) * settings.pairs_per_sample
+    rows = 2 * trained_on(recipe) * settings.pairs_per_sample
     depends = {
         "model": settings.model, "digest": settings.digest,
         "prompt": own.prompt, "train": settings.train,

@@ -46,7 +46,7 @@ def plan(recipe: Recipe) -> list[Stage]:
         RecipeError: the recipe wants what the method does not go by.
     """
     own = parts.options(recipe, Options)
-    parts.refuse_unread(recipe, ("rscorer", "guess", "verifier"))
+    parts.refuse_unread(recipe, compares=True)
     judge = parts.judging(recipe)
     method = parts.Online(
         ("score",),
@@ -57,7 +57,6 @@ def plan(recipe: Recipe) -> list[Stage]:
         needs_answers=own.answer_weight > 0,
         asks=lambda size: size * (size - 1),
     )
-
     return parts.online_loop(recipe, method, parts.r_scorer(recipe))
 
 

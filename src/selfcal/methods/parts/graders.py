@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from selfcal.methods.parts import learned
-from selfcal.methods.parts.judges import candidates_of_training, labels_at_once
+from selfcal.methods.parts.judges import candidates_of_training, labels_at_once, trained_on
 from selfcal.methods.parts.online import Rater
 from selfcal.recipe import Recipe
 from selfcal.stage import Stage, Work
@@ -48,7 +48,7 @@ def grader(recipe: Recipe, prompts: Prompts) -> list[Stage]:
     def figures(work: Work, heldout: Sequence[GradedResponse]) -> Mapping[str, JSON]:
         return _agreement(_load(recipe, work, prompts), heldout, aspects)
 
-    rows = learned.trained_on(recipe) * recipe.search.candidates * len(aspects)
+    rows = trained_on(recipe) * recipe.search.candidates * len(aspects)
     kept = round(rows * recipe.judge.holdout)
     return [
         candidates_of_training(recipe),

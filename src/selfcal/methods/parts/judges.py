@@ -94,9 +94,14 @@ def labels_at_once(recipe: Recipe) -> int:
     return 16 if recipe.judge.labels.kind == "endpoint" else 1
 
 
+def trained_on(recipe: Recipe) -> int:
+    """Training samples whose candidates are labelled."""
+    return min(recipe.judge.samples, recipe.data.rft)
+
+
 def candidates_of_training(recipe: Recipe) -> Stage:
     """Candidates of training samples, by the policy that the first iteration starts from."""
-    n, start = min(recipe.judge.samples, recipe.data.rft), start_of(recipe, 1)
+    n, start = trained_on(recipe), start_of(recipe, 1)
     if not n:
         raise RecipeError(
             f"recipe {recipe.name}: the judge is trained on the samples of `rft`, and there are "
@@ -140,7 +145,7 @@ def _labels(recipe: Recipe) -> Stage:
     depends |= settings.labels.model_dump(exclude=SERVER)
     return Stage(
         "judge/labels", ("data", "judge/candidates"), depends, run,
-        min(settings.samples, recipe.data.rft), "samples", "label-giving judgments",
+        trained_on(recipe), "samples", "label-giving judgments",
     )  # fmt: skip
 
 
@@ -204,4 +209,4 @@ def learned_figures(judge: Judge, pairs: Sequence[LabelledPair]) -> dict[str, JS
 
 
 def _pairs(recipe: Recipe) -> int:
-    return min(recipe.judge.samples, recipe.data.rft) * recipe.judge.pairs_per_sample
+    return trained_on(recipe) * recipe.judge.pairs_per_sample

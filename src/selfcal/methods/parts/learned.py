@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from selfcal.errors import SelfcalError
 from selfcal.methods.parts.base import SERVER, by_sample, training_run, training_stats
-from selfcal.methods.parts.judges import label_giver
+from selfcal.methods.parts.judges import label_giver, trained_on
 from selfcal.recipe import Recipe
 from selfcal.stage import Shards, Stage, Work, count_drops
 from selfcal.store import JSON
@@ -118,11 +118,6 @@ def check(
         {**depends, "min_mass": recipe.judge.min_mass}, run, max(1, size), "responses",
         f"the {name} against held-out labels",
     )  # fmt: skip
-
-
-def trained_on(recipe: Recipe) -> int:
-    """Training samples whose candidates are labelled."""
-    return min(recipe.judge.samples, recipe.data.rft)
 
 
 def reading(recipe: Recipe) -> Reading:

@@ -161,15 +161,18 @@ def online_tuning(recipe: Recipe, t: int, start: str | None, method: Online) -> 
     return Stage(f"iter-{t}/grpo", inputs, depends, run, steps, "steps", "GRPO on own responses")
 
 
-def refuse_unread(recipe: Recipe, kinds: Sequence[str] = ("rscorer",)) -> None:
+def refuse_unread(recipe: Recipe, compares: bool = False) -> None:
     """Refuse settings of judge and curation that an online method does not go by.
 
+    `compares`: its judge is SRC's, of any kind and with its prompt; others train their own.
+
     Raises:
-        RecipeError: there are some; `kinds` are the kinds of judge that it knows.
+        RecipeError: there are some.
     """
     j, c = recipe.judge, recipe.curate
     unread = {
-        "judge.kind": j.kind not in kinds,
+        "judge.kind": j.kind != "rscorer" and not compares,
+        "judge.prompt": j.prompt is not None and not compares,
         "judge.schedule": j.schedule != "full",
         "judge.calibrate": j.calibrate != "never",
         "judge.abstain": j.abstain > 0,
@@ -179,7 +182,7 @@ def refuse_unread(recipe: Recipe, kinds: Sequence[str] = ("rscorer",)) -> None:
     if found := [name for name, given in unread.items() if given]:
         raise RecipeError(
             f"recipe {recipe.name}: {', '.join(found)}: method {recipe.method!r} does not go by "
-            "it; leave it out"
+            "it; leave it out, or set it back to its default"
         )
 
 

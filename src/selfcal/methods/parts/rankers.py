@@ -7,7 +7,7 @@ from itertools import permutations
 from typing import TYPE_CHECKING
 
 from selfcal.methods.parts import learned
-from selfcal.methods.parts.judges import candidates_of_training, labels_at_once
+from selfcal.methods.parts.judges import candidates_of_training, labels_at_once, trained_on
 from selfcal.methods.parts.online import Rater
 from selfcal.rationale import answers_agree, parse
 from selfcal.recipe import Recipe
@@ -54,7 +54,7 @@ def ranker(recipe: Recipe, prompt: str | None, orders: int) -> list[Stage]:
     def figures(work: Work, heldout: Sequence[RankedResponses]) -> Mapping[str, JSON]:
         return _agreement(_load(recipe, work, prompt), heldout)
 
-    n = learned.trained_on(recipe)
+    n = trained_on(recipe)
     kept = round(n * recipe.judge.holdout)
     trains = depends | {"orders": orders}
     rows = (n - kept) * orders
