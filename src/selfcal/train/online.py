@@ -121,10 +121,10 @@ def grpo(
     ledger, and weighed again, so that what the grading has learned is what it was.
 
     Raises:
-        TrainingError: no samples, or the loss became NaN or infinite.
+        TrainingError: no samples or too few for a batch, or the loss became NaN or infinite.
+        StoreError: the ledger of a training that was cut off is damaged.
     """
     from datasets import Dataset
-    from trl import GRPOConfig
 
     policy = load_policy(model, run.dtype, run.device)
     asked = [(s, ()) for s in samples]
@@ -143,9 +143,27 @@ def grpo(
             for i, s in enumerate(rows)
         ]
     )
-    common = arguments(settings, run, len(rows) * settings.group * settings.updates)
+    args = _config(settings, run, len(rows))
+    resumed = _resumed(run)
+    _replay(ledger.reopen(resumed // settings.updates), grading, rows)
+    epochs = resumed // (len(rows) // prompts * settings.updates)
+    reward = _Reward(rows, grading, ledger, settings.group, settings.updates)
+
+    def trainer(**given: Any) -> Any:
+        made = _trainer(epochs)(**given, reward_funcs=reward)
+        made.add_callback(_within_budget(ledger, settings.updates))
+        return made
+
+    return tune(trainer, policy, data, args, settings, run, drops)
+
+
+def _config(settings: Grpo, run: Run, rows: int) -> Any:
+    """TRL's arguments, for a training on so many samples."""
+    from trl import GRPOConfig
+
+    common = arguments(settings, run, rows * settings.group * settings.updates)
     del common["max_length"]  # checked before
-    args = GRPOConfig(
+    return GRPOConfig(
         **common,
         num_generations=settings.group,
         max_completion_length=settings.max_new_tokens,
@@ -159,17 +177,6 @@ def grpo(
         remove_unused_columns=False,  # the row says which sample a response belongs to
         generation_kwargs={"remove_invalid_values": True},  # divergence is told after the step
     )
-    resumed = _resumed(run)
-    _replay(ledger.reopen(resumed // settings.updates), grading, rows)
-    epochs = resumed // (len(rows) // prompts * settings.updates)
-    reward = _Reward(rows, grading, ledger, settings.group, settings.updates)
-
-    def trainer(**given: Any) -> Any:
-        made = _trainer(epochs)(**given, reward_funcs=reward)
-        made.add_callback(_within_budget(ledger, settings.updates))
-        return made
-
-    return tune(trainer, policy, data, args, settings, run, drops)
 
 
 def _trainer(epochs: int) -> Any:
