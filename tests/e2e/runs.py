@@ -14,6 +14,7 @@ from selfcal.methods.parts.search import ENGINE
 from selfcal.pipeline import locate, pin
 from selfcal.recipe import Recipe, load_recipe
 from selfcal.stage import Stage
+from selfcal.types import Sample
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "miniworld-src.yaml"
 SMALL = (
@@ -108,3 +109,25 @@ class Undisturbed:
     run: Path
     told: Told
     outcome: dict[str, dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A finished run."""
+
+    recipe: Recipe
+    run: Path
+    told: Told
+
+    def read(self, stage: str, name: str, kind: type[Any]) -> list[Any]:
+        (folder,) = [p.folder for p in locate(self.recipe, self.run) if p.stage.name == stage]
+        return folder.read(name, kind)
+
+    def stats(self, stage: str) -> dict[str, Any]:
+        (folder,) = [p.folder for p in locate(self.recipe, self.run) if p.stage.name == stage]
+        return folder.manifest()["stats"]
+
+    @property
+    def samples(self) -> dict[str, Sample]:
+        """The calibration samples, in order."""
+        return {s.id: s for s in self.read("data", "calibration", Sample)}

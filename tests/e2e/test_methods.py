@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from e2e.runs import Told, near, outcome, small
+from e2e.runs import Finished, Told, near, outcome, small
 from selfcal.curate import merge_orders
 from selfcal.miniworld import verifier
-from selfcal.pipeline import execute, locate
+from selfcal.pipeline import execute
 from selfcal.rationale import answers_agree, parse
 from selfcal.recipe import Recipe
 from selfcal.store import StageDir
@@ -46,25 +46,8 @@ GRADER = [
 
 
 @dataclass(frozen=True)
-class Done:
-    """A finished run."""
-
-    recipe: Recipe
-    run: Path
-    told: Told
-
-    def read(self, stage: str, name: str, kind: type[Any]) -> list[Any]:
-        (folder,) = [p.folder for p in locate(self.recipe, self.run) if p.stage.name == stage]
-        return folder.read(name, kind)
-
-    def stats(self, stage: str) -> dict[str, Any]:
-        (folder,) = [p.folder for p in locate(self.recipe, self.run) if p.stage.name == stage]
-        return folder.manifest()["stats"]
-
-    @property
-    def samples(self) -> dict[str, Sample]:
-        """The calibration samples, in order."""
-        return {s.id: s for s in self.read("data", "calibration", Sample)}
+class Done(Finished):
+    """A finished run of a method with candidates."""
 
     def candidates(self, place: str = "iter-1") -> dict[str, list[Candidate]]:
         own: dict[str, list[Candidate]] = {}

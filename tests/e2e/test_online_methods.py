@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from e2e.runs import SMALL, Told, near
+from e2e.runs import SMALL, Finished, Told, near
 from selfcal import methods
 from selfcal.errors import SelfcalError
 from selfcal.judge.labels import VerifierLabels
@@ -64,40 +64,27 @@ def smallest(name: str, *more: str) -> Recipe:
 
 
 @dataclass(frozen=True)
-class Done:
-    """A finished run."""
-
-    recipe: Recipe
-    run: Path
-    told: Told
-
-    def read(self, stage: str, name: str, kind: type[Any]) -> list[Any]:
-        (folder,) = [p.folder for p in locate(self.recipe, self.run) if p.stage.name == stage]
-        return folder.read(name, kind)
-
-    def stats(self, stage: str) -> dict[str, Any]:
-        (folder,) = [p.folder for p in locate(self.recipe, self.run) if p.stage.name == stage]
-        return folder.manifest()["stats"]
+class Done(Finished):
+    """A finished run of an online method."""
 
     def rollouts(self, t: int = 1) -> list[Rollout]:
         return self.read(f"iter-{t}/grpo", "rollouts", Rollout)
 
-    @property
-    def samples(self) -> dict[str, Sample]:
-        """The calibration samples, in order."""
-        return {s.id: s for s in self.read("data", "calibration", Sample)}
-
 
 def run(recipe: Recipe, folder: Path, *reuse: Path, told: Told | None = None) -> Done:
     """Run a recipe; in its iterations nobody asks the verifier."""
-    told, truth = told or Told(), verifier._truth
+    told = told or Told()
 
-    def guarded(*args: Any) -> Any:
-        assert not told.begun[-1].startswith("iter-"), f"{told.begun[-1]} asks the verifier"
-        return truth(*args)
+    def guarded(asked: Callable[..., Any]) -> Callable[..., Any]:
+        def guard(*args: Any) -> Any:
+            assert not told.begun[-1].startswith("iter-"), f"{told.begun[-1]} asks the verifier"
+            return asked(*args)
+
+        return guard
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(verifier, "_truth", guarded)
+        for door in ("_truth", "entails"):  # entailment needs no truth
+            patch.setattr(verifier, door, guarded(getattr(verifier, door)))
         execute(recipe, folder, told, reuse)
     return Done(recipe, folder, told)
 
@@ -146,7 +133,8 @@ def test_stages_are_those_that_are_planned_and_shared_ones_are_taken_over(
 
 
 def test_the_same_settings_are_another_training_in_every_method() -> None:
-    same = [smallest("grpo", f"method={n.replace('-', '_')}", "grpo.scale=none") for n in METHODS]
+    alike = ("grpo.scale=none", "judge.prompt=null")
+    same = [smallest("grpo", f"method={n.replace('-', '_')}", *alike) for n in METHODS]
     for recipes in (same, [smallest(n) for n in METHODS]):
         found = [{p.stage.name: p.folder.fingerprint for p in locate(r, Path())} for r in recipes]
         assert len({own["rft"] for own in found}) == 1
@@ -303,19 +291,28 @@ def weighed(*parts: tuple[float, Sequence[float]]) -> list[float]:
     ]
 
 
-def check(own: Sequence[Rollout], rewards: Sequence[float], advantages: Sequence[float]) -> None:
+def taught(done: Done) -> list[list[Rollout]]:
+    """The groups of the first iteration; some of them, tell responses apart."""
+    found = groups(done.rollouts())
+    assert any(any(abs(r.advantage) > 0.01 for r in own) for own in found)
+    return found
+
+
+def assert_worth(
+    own: Sequence[Rollout], rewards: Sequence[float], advantages: Sequence[float]
+) -> None:
     assert [r.reward for r in own] == pytest.approx(rewards, abs=1e-6)
     assert [r.advantage for r in own] == pytest.approx(advantages, abs=1e-6)
 
 
 def test_grpo_rewards_the_answer_and_a_little_the_form(runs: Runs) -> None:
-    for own in groups(runs("grpo").rollouts()):
-        check(own, task(own), normalized(task(own)))
+    for own in taught(runs("grpo")):
+        assert_worth(own, task(own), normalized(task(own)))
 
 
 def test_consistency_has_an_advantage_of_its_own(runs: Runs) -> None:
-    for own in groups(runs("consistency-grpo").rollouts()):
-        check(
+    for own in taught(runs("consistency-grpo")):
+        assert_worth(
             own,
             weighed((0.7, task(own)), (0.3, signal(own))),
             weighed((0.7, normalized(task(own))), (0.3, normalized(signal(own)))),
@@ -324,7 +321,7 @@ def test_consistency_has_an_advantage_of_its_own(runs: Runs) -> None:
 
 def test_ranks_redistribute_the_reward_of_right_answers(runs: Runs) -> None:
     ranked = 0
-    for own in groups(runs("groupwise-grpo").rollouts()):
+    for own in taught(runs("groupwise-grpo")):
         among = [r.judged[0] for r in own if not math.isnan(r.judged[0])]
         ranked += bool(among)
         rewards = task(own)
@@ -334,16 +331,16 @@ def test_ranks_redistribute_the_reward_of_right_answers(runs: Runs) -> None:
                 ahead = sum(s > r.judged[0] for s in among)
                 rank = ahead + (1 + among.count(r.judged[0])) / 2
                 rewards[i] += 0.4 * (len(among) + 1 - 2 * rank) / (len(among) - 1)
-        check(own, rewards, normalized(rewards))
+        assert_worth(own, rewards, normalized(rewards))
         assert sum(rewards) == pytest.approx(sum(task(own)))  # nothing is won or lost
     assert ranked
 
 
 def test_online_src_takes_scores_as_they_are(runs: Runs) -> None:
     """Equal texts have one score, and not all win or lose."""
-    for own in groups(runs("online-src").rollouts()):
+    for own in taught(runs("online-src")):
         scores = signal(own)
-        check(own, scores, [s - fmean(scores) for s in scores])
+        assert_worth(own, scores, [s - fmean(scores) for s in scores])
         assert len({(r.text, r.reward) for r in own}) == len({r.text for r in own})
         assert 1 >= max(scores) >= 0 >= min(scores) >= -1
 
@@ -357,7 +354,7 @@ def test_multipliers_rise_from_batch_to_batch_and_are_carried_on(runs: Runs) -> 
                 parts = [task(own), signal(own, 0), signal(own, 1)]
                 shares = (1.0, *multipliers)
                 total = weighed(*zip(shares, map(normalized, parts), strict=True))
-                check(
+                assert_worth(
                     own,
                     weighed(*zip(shares, parts, strict=True)),
                     [a / sum(shares) for a in total],
@@ -382,7 +379,7 @@ def test_unreadable_answers_of_a_judge_teach_nothing(runs: Runs, tmp_path: Path,
     for own in groups(done.rollouts()):
         if name == "faithful-grpo":  # but the answers do
             assert all(math.isnan(s) for r in own for s in r.judged)
-            check(own, task(own), [a / 2 for a in normalized(task(own))])
+            assert_worth(own, task(own), [a / 2 for a in normalized(task(own))])
         else:  # a group of one text is not compared
             assert all(math.isnan(s) == (len({r.text for r in own}) > 1) for s in signal(own))
             assert all(r.advantage == 0 for r in own)
@@ -486,9 +483,9 @@ def test_groups_that_are_too_large_to_rank_are_refused() -> None:
 UNREAD = (
     "judge.kind=guess", "judge.kind=verifier", "judge.schedule=one_order", "judge.calibrate=once",
     "judge.calibrate=each", "judge.abstain=0.1", "curate.weigh_facts=true", "curate.weak=teacher",
-    "curate.weak=widen",
+    "curate.weak=widen", "judge.prompt=x",
 )  # fmt: skip
-"""Settings that a method with a judge of its own does not go by; online SRC goes by the kind."""
+"""What a method with a judge of its own does not go by; online SRC goes by kind and prompt."""
 
 
 @pytest.mark.parametrize("change", UNREAD)
@@ -498,7 +495,13 @@ def test_settings_that_a_method_does_not_go_by_are_refused(name: str, change: st
     if name == "online-src" and key == "judge.kind":
         assert [s.name for s in plan(recipe)] == [*OPENING, *LOOP]
         return
-    told = f"recipe {recipe.name}: {key}: method {recipe.method!r} does not go by it; leave it out"
+    if name == "online-src" and key == "judge.prompt":
+        assert plan(recipe)
+        return
+    told = (
+        f"recipe {recipe.name}: {key}: method {recipe.method!r} does not go by it; leave it out, "
+        "or set it back to its default"
+    )
     with pytest.raises(RecipeError, match=f"^{re.escape(told)}$"):
         plan(recipe)
 
@@ -632,7 +635,7 @@ def test_the_method_of_the_guide_runs_as_it_stands(
         assert signal(own) == [-len(r.text) / 1000 for r in own]
         short = [r.correct * r.judged[0] for r in own]
         rewards = weighed((1, task(own)), (0.3, short))
-        check(own, rewards, normalized(rewards))
+        assert_worth(own, rewards, normalized(rewards))
     stats = done.stats("iter-1/grpo")
     assert stats["brevity"] == pytest.approx(fmean(r.judged[0] for r in done.rollouts()), abs=1e-4)
     assert (stats["judgments"], stats["learned"]) == (0, {})
