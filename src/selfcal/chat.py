@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Self
 
 from selfcal.errors import SelfcalError
 from selfcal.image import data_url
-from selfcal.types import Sample
 
 if TYPE_CHECKING:
     import httpx
@@ -170,16 +169,17 @@ class ChatClient:
         return text if len(text) <= _EXCERPT else text[:_EXCERPT] + "..."
 
 
-def user_message(text: str, image: Path | None = None) -> Message:
-    """A user's turn: text, after an image where there is one.
+def user_message(text: str, images: Sequence[str] = ()) -> Message:
+    """A user's turn: text, after the images at these paths.
 
     Raises:
-        ImageError: the image cannot be used.
+        ImageError: an image cannot be used.
     """
-    if image is None:
+    if not images:
         return {"role": "user", "content": text}
-    picture = {"type": "image_url", "image_url": {"url": data_url(image)}}
-    return {"role": "user", "content": [picture, {"type": "text", "text": text}]}
+    urls = [data_url(Path(image)) for image in images]
+    pictures = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
+    return {"role": "user", "content": [*pictures, {"type": "text", "text": text}]}
 
 
 def marked(parts: Mapping[str, str]) -> tuple[str, str]:
@@ -190,22 +190,6 @@ def marked(parts: Mapping[str, str]) -> tuple[str, str]:
     mark = hashlib.sha256("\0".join(parts.values()).encode()).hexdigest()[:12]
     blocks = (f"{name}:\n[{mark}]\n{text}\n[{mark}]" for name, text in parts.items())
     return mark, "\n\n".join(blocks)
-
-
-def question_text(sample: Sample) -> str:
-    """The question, with its options where it has some."""
-    if not sample.choices:
-        return sample.question
-    options = [
-        f"{letter}. {choice}"
-        for letter, choice in zip(_letters(len(sample.choices)), sample.choices, strict=True)
-    ]
-    return "\n".join([sample.question, "Options:", *options])
-
-
-def _letters(n: int) -> list[str]:
-    """A, B, ...; numbers for more options than there are letters."""
-    return list(string.ascii_uppercase[:n]) if n <= 26 else [str(i + 1) for i in range(n)]
 
 
 def _endpoint(base_url: str) -> tuple[str, str]:

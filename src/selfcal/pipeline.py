@@ -36,7 +36,7 @@ from selfcal.types import Result
 
 RECIPE_FILE = "recipe.json"
 PROFILE_FILE = "profile.json"
-FORMAT = 5
+FORMAT = 6
 """Version of what stages write; part of every fingerprint."""
 
 

@@ -19,7 +19,7 @@ from selfcal.clock import spent
 from selfcal.data import load_image
 from selfcal.errors import SelfcalError
 from selfcal.store import sampled_digest
-from selfcal.types import Sample
+from selfcal.types import IMAGE_MARK, Sample, question_text
 
 if TYPE_CHECKING:
     import torch
@@ -71,17 +71,17 @@ def pick_device(name: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """What a model is asked: an image and the text up to where the response begins."""
+    """What a model is asked: images and the text up to where the response begins."""
 
-    image: Image.Image
+    images: tuple[Image.Image, ...]
     text: str
     tokens: int
-    """Of the text alone: with the image's size it says how long the prompt will be."""
+    """Of the text alone: with the images' sizes it says how long the prompt will be."""
 
     @property
-    def size(self) -> tuple[int, int]:
-        """Width and height of the image, in pixels."""
-        return self.image.size
+    def size(self) -> tuple[tuple[int, int], ...]:
+        """Width and height of each image, in pixels."""
+        return tuple(image.size for image in self.images)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,9 +116,9 @@ class Policy:
         Raises:
             ImageError: its image cannot be read.
         """
-        text = prompt_text(self.processor, sample.question)
+        text = prompt_text(self.processor, sample)
         tokens = len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
-        return Prompt(load_image(Path(sample.image)), text, tokens)
+        return Prompt(tuple(load_image(Path(i)) for i in sample.images), text, tokens)
 
     def encode(self, samples: Sequence[Sample]) -> dict[str, torch.Tensor]:
         """Samples as one left-padded batch on the policy's device."""
@@ -127,7 +127,7 @@ class Policy:
     def encode_prompts(self, prompts: Sequence[Prompt]) -> dict[str, torch.Tensor]:
         """Prompts as one left-padded batch, on the CPU."""
         batch = self.processor(
-            images=[[p.image] for p in prompts],  # one list a prompt: some families insist
+            images=[list(p.images) for p in prompts],  # one list a prompt: some families insist
             text=[p.text for p in prompts],
             padding=True,
             padding_side="left",
@@ -142,15 +142,25 @@ class Policy:
         return {k: v.to(self.model.dtype) if v.is_floating_point() else v for k, v in moved.items()}
 
 
-def user_turn(question: str) -> list[dict[str, Any]]:
-    """The conversation that asks a question about one image."""
-    return [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}]
+def user_turn(sample: Sample) -> list[dict[str, Any]]:
+    """The conversation that asks a sample's question.
+
+    Images stand where the question has `<image>` marks, if it has one for each; else before it.
+    """
+    parts = question_text(sample).split(IMAGE_MARK)
+    if len(parts) != len(sample.images) + 1:
+        parts = [*[""] * len(sample.images), " ".join(p.strip() for p in parts).strip()]
+    content: list[dict[str, Any]] = []
+    for i, text in enumerate(parts):
+        content += [{"type": "image"}] if i else []
+        content += [{"type": "text", "text": text.strip()}] if text.strip() else []
+    return [{"role": "user", "content": content}]
 
 
-def prompt_text(processor: Any, question: str) -> str:
+def prompt_text(processor: Any, sample: Sample) -> str:
     """The prompt up to where the response begins, by the model's own chat template."""
     text = processor.apply_chat_template(
-        user_turn(question), tokenize=False, add_generation_prompt=True
+        user_turn(sample), tokenize=False, add_generation_prompt=True
     )
     return str(text)
 

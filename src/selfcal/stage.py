@@ -79,7 +79,14 @@ class Work:
 
     def samples(self, stage: str, name: str) -> list[Sample]:
         """Samples of an input stage, their image paths resolved against the run."""
-        return [replace(s, image=str(self.run / s.image)) for s in self.read(stage, name, Sample)]
+        return [
+            replace(
+                s,
+                image=str(self.run / s.image),
+                more_images=tuple(str(self.run / i) for i in s.more_images),
+            )
+            for s in self.read(stage, name, Sample)
+        ]
 
     def write(self, name: str, records: Sequence[T], kind: type[T]) -> None:
         """Write records as one shard."""

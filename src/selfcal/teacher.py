@@ -14,10 +14,9 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Protocol
 
-from selfcal.chat import ChatClient, ChatError, marked, question_text, user_message
+from selfcal.chat import ChatClient, ChatError, marked, user_message
 from selfcal.errors import SelfcalError
 from selfcal.image import ImageError
 from selfcal.miniworld.corrupt import misread, practice_rap
@@ -34,7 +33,7 @@ from selfcal.miniworld.questions import (
 from selfcal.miniworld.verifier import read_inference, read_premise, verify
 from selfcal.miniworld.world import World, read_facts
 from selfcal.rationale import ANSWER_HEADING, answers_agree, parse, render
-from selfcal.types import Drop, Sample, WrittenRap
+from selfcal.types import Drop, Sample, WrittenRap, question_text
 
 
 class TeacherError(SelfcalError):
@@ -378,8 +377,8 @@ class ChatTeacher:
 
     def _ask(self, sample: Sample, prompt: str, sees: bool = True) -> str:
         try:
-            image = Path(sample.image) if sees else None
-            return self._client.ask([user_message(prompt, image)])
+            images = sample.images if sees else ()
+            return self._client.ask([user_message(prompt, images)])
         except (ChatError, ImageError) as error:
             raise TeacherError(f"teacher, sample {sample.id!r}: {error}") from error
 

@@ -8,7 +8,11 @@ sample can be followed through a whole run (`selfcal trace`).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from string import ascii_uppercase
 from typing import Literal
+
+IMAGE_MARK = "<image>"
+"""Where in a question an image stands, if it says so."""
 
 Verdict = Literal["first", "second", "neutral"]
 """Outcome of one ordered comparison: which of the two responses is better."""
@@ -27,7 +31,7 @@ class Sample:
     id: str
     """Unique within its source."""
     image: str
-    """Path of the image file, absolute or relative to the folder of the data file."""
+    """Path of the (first) image file, absolute or relative to the folder of the data file."""
     question: str
     answer: str
     """Short reference answer."""
@@ -41,6 +45,22 @@ class Sample:
     image."""
     confidence: float = 1.0
     """How certain the facts are, from 0 to 1."""
+    more_images: tuple[str, ...] = ()
+    """Paths of the further images of a question about several, in order."""
+
+    @property
+    def images(self) -> tuple[str, ...]:
+        """Paths of all images, in order."""
+        return (self.image, *self.more_images)
+
+
+def question_text(sample: Sample) -> str:
+    """The question, with its options by letter where it has some."""
+    if not sample.choices:
+        return sample.question
+    names = ascii_uppercase if len(sample.choices) <= 26 else range(1, len(sample.choices) + 1)
+    options = [f"{name}. {choice}" for name, choice in zip(names, sample.choices, strict=False)]
+    return "\n".join([sample.question, "Options:", *options])
 
 
 @dataclass(frozen=True, slots=True)

@@ -61,7 +61,7 @@ class FakePolicy:
     stop_ids: frozenset[int] = frozenset([END])
 
     def prompt(self, sample: Sample) -> Prompt:
-        return Prompt(Image.new("RGB", (4, 4)), sample.id, tokens=1)
+        return Prompt((Image.new("RGB", (4, 4)),), sample.id, tokens=1)
 
     def encode_prompts(self, prompts: Sequence[Prompt]) -> dict[str, torch.Tensor]:
         names = [p.text for p in prompts]

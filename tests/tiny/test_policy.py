@@ -93,7 +93,7 @@ def placeholders(policy: Policy, prompt: Prompt) -> int:
     kind = type(policy.processor).__name__
     if kind == "Idefics3Processor":
         # 64 x 32 becomes 32 x 16: 2 tiles and the whole; 48 x 48 becomes 32 x 32: 4 and the whole
-        return 2 * {(64, 32): 2 + 1, (48, 48): 4 + 1}[prompt.size]
+        return 2 * {(64, 32): 2 + 1, (48, 48): 4 + 1}[prompt.size[0]]
     # LLaVA: 48 / 16 = 3 patches a side
     return {"Gemma3Processor": 4, "LlavaProcessor": 3 * 3}[kind]
 

@@ -69,7 +69,7 @@ def nll(folder: str, rows: list[tuple[Sample, str]]) -> list[float]:
     found: list[float] = []
     for sample, text in rows:
         batch = policy.encode([sample])
-        assert prompt_text(policy.processor, sample.question).endswith("<|assistant|>")
+        assert prompt_text(policy.processor, sample).endswith("<|assistant|>")
         own = policy.tokenizer(text + "<|end|>", add_special_tokens=False)["input_ids"]
         batch["input_ids"] = torch.cat([batch["input_ids"], torch.tensor([own])], dim=1)
         batch["attention_mask"] = torch.ones_like(batch["input_ids"])
@@ -254,7 +254,7 @@ def test_the_image_tokens_are_those_of_the_image_that_is_shown() -> None:
     wide, square = Image.new("RGB", (96, 48), "red"), Image.new("RGB", (96, 96), "blue")
 
     def alone(image: Image.Image) -> int:
-        text = prompt_text(processor, "How many?")
+        text = prompt_text(processor, Sample("s", "", "How many?", ""))
         ids = processor(images=[image], text=[text], return_tensors="pt")["input_ids"]
         return int((ids == processor.image_token_id).sum())
 
@@ -265,7 +265,7 @@ def test_the_image_tokens_are_those_of_the_image_that_is_shown() -> None:
         {
             "images": [wide],
             "rejected_images": [other],
-            "prompt": user_turn("How many?"),
+            "prompt": user_turn(Sample("s", "", "How many?", "")),
             "chosen": turn("Answer: 3"),
             "rejected": turn("Answer: 4"),
         }
@@ -412,8 +412,8 @@ def test_the_merged_checkpoint_is_base_plus_adapter(
 
     policy = load_policy(policy_folder, device="cpu")
     batch = policy.encode([s for s, _ in rows])
-    question = prompt_text(processor, rows[0][0].question)
-    assert question == prompt_text(policy.processor, rows[0][0].question)
+    question = prompt_text(processor, rows[0][0])
+    assert question == prompt_text(policy.processor, rows[0][0])
     with torch.inference_mode():
         one, other = merged(**batch).logits, adapted(**batch).logits
         untrained = policy.model(**batch).logits

@@ -70,7 +70,7 @@ def test_cost_of_a_reward() -> None:
     [("stic", 40 * 200, 0), ("ha_dpo", 40 * 100, 40 * 3), ("povid", 0, 40 * 2)],
 )
 def test_cost_of_written_pairs(method: str, tokens: int, requests: int) -> None:
-    asked = cost_of(method=method, teacher={"kind": "endpoint", "endpoint": {"model": "m"}})
+    asked = cost_of(method=method, teacher={"kind": "endpoint", "model": "m"})
     assert asked == Cost(tokens, 0, 22, 40, requests)
 
 
@@ -81,7 +81,7 @@ def test_cost_of_fewer_verdicts_and_of_calibration() -> None:
     assert cost.comparisons == 2 * 20 * 6 + 2 * 4
     once = cost_of(judge=judge | {"calibrate": "once"})
     assert once.comparisons == 2 * 20 * 12 + 2 * 4 + 2 * 4
-    labels = {"kind": "endpoint", "endpoint": {"model": "m"}}
+    labels = {"kind": "endpoint", "model": "m"}
     each = cost_of(judge=judge | {"calibrate": "each", "calibration_samples": 5, "labels": labels})
     # and in each iteration 5 samples of 2 pairs in both orders; 10 samples' labels, too
     assert each.comparisons == 2 * 20 * 12 + 2 * 4 + 2 * 5 * 2 * 2

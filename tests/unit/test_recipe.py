@@ -94,8 +94,8 @@ def test_the_last_override_wins(file: Path) -> None:
             "unknown key `rft.lora.rnk`; did you mean `rank`?",
         ),
         (
-            "judge: {labels: {endpoint: {modell: x}}}",
-            "unknown key `judge.labels.endpoint.modell`; did you mean `model`?",
+            "judge: {labels: {kind: endpoint, model: m, base_uri: x}}",
+            "unknown key `judge.labels.base_uri`; did you mean `base_url`?",
         ),
         ("qqqq: 1", "unknown key `qqqq`"),
         ("iterations: three", "iterations: Input should be a valid integer"),
@@ -108,8 +108,8 @@ def test_the_last_override_wins(file: Path) -> None:
         ("dpo: {learning_rate: .inf}", "dpo.learning_rate: Input should be a finite number"),
         ("curate: {aggregator: mean}", "curate.aggregator: Input should be 'confidence'"),
         ("evaluate: {splits: [train]}", "evaluate.splits.0: Input should be 'dev' or 'test'"),
-        ("teacher: {kind: endpoint}", "teacher: kind `endpoint` needs endpoint.model"),
-        ("judge: {labels: {kind: endpoint}}", "judge: kind `endpoint` needs endpoint.model"),
+        ("teacher: {kind: endpoint}", "teacher.model: Field required"),
+        ("judge: {labels: {kind: endpoint}}", "judge.labels.model: Field required"),
         ("data: {rft: 0}", "rft: there are no samples for it (data.rft is 0); set `rft: null`"),
         (
             "data: {test: 0}",
@@ -155,7 +155,7 @@ def test_bad_settings_are_named(file: Path, text: str, told: str) -> None:
     ("text", "told"),
     [
         ("data: {rft: 0}", "rft: there are no samples for it (data.rft is 0); set `rft: null`"),
-        ("teacher: {kind: endpoint}", "teacher: kind `endpoint` needs endpoint.model"),
+        ("teacher: {kind: endpoint}", "teacher.model: Field required"),
         (
             "grpo: {group: 6}",
             "grpo: batch_size: 64 responses are no whole groups of 6; set it to a multiple of "

@@ -17,14 +17,14 @@ import pytest
 from PIL import Image
 
 from selfcal import chat
-from selfcal.chat import ChatClient, ChatError, question_text, user_message
+from selfcal.chat import ChatClient, ChatError, user_message
 from selfcal.judge.labels import ChatLabels, LabelError, VerifierLabels, read_verdict
 from selfcal.miniworld.build import build
 from selfcal.miniworld.verifier import verify
 from selfcal.rationale import parse
 from selfcal.teacher import ChatTeacher, MiniWorldTeacher, TeacherError, rewrite
 from selfcal.testing import ScriptedTeacher
-from selfcal.types import Sample, WrittenRap
+from selfcal.types import Sample, WrittenRap, question_text
 
 KEY = "sk-secret-0123456789"
 GOOD = "Rationale: There are two dogs. So it is 2.\nAnswer: 2"

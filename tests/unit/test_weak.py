@@ -276,10 +276,9 @@ def test_weak_samples_are_dropped_by_default() -> None:
     ("one", "other"),
     [
         ({"teacher": {"error_rate": 0.1}}, {"teacher": {"error_rate": 0.2}}),
-        # a server that is named may be asked or not
         (
-            {"teacher": {"kind": "miniworld", "endpoint": {"model": "m"}}},
-            {"teacher": {"kind": "endpoint", "endpoint": {"model": "m"}}},
+            {"teacher": {"kind": "miniworld"}},
+            {"teacher": {"kind": "endpoint", "model": "m"}},
         ),
         ({"judge": {"kind": "verifier"}}, {"judge": {"kind": "guess"}}),
         ({"curate": {"weak": "teacher", "margin": 0.1}}, {}),

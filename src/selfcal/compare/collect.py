@@ -78,7 +78,7 @@ def read_outcome(run: Path, recipe: Recipe, split: str) -> Outcome:
         recipe.seed,
         {c: _answers(p, split, asked) for c, p in evals.items() if p.folder.has(split, 0)},
         frozenset(r.metric for r in results),
-        _quality(stages) if recipe.data.source == "miniworld" else {},
+        _quality(stages) if recipe.data.miniworld else {},
         spent([p.folder.manifest() for p in stages.values()]),
     )
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from selfcal.judge.scorer import PromptWriter, Reader, Reading
-from selfcal.types import Aspect, Sample
+from selfcal.types import Aspect, Sample, question_text
 
 if TYPE_CHECKING:
     from selfcal.judge.sharing import Counts
@@ -104,6 +104,8 @@ class Grader:
 
     def grade(self, aspect: Aspect, responses: Sequence[tuple[Sample, str]]) -> list[float | None]:
         """The probability of yes for each response; None where it cannot be read."""
-        turns = [self._writer.write(aspect, s.question, s.facts, text) for s, text in responses]
+        turns = [
+            self._writer.write(aspect, question_text(s), s.facts, text) for s, text in responses
+        ]
         found = self._reader.read(turns, [(s.id, 0) for s, _ in responses])
         return [None if p is None else p[0] for p in found]

@@ -12,10 +12,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Protocol, get_args
 
-from selfcal.chat import ChatClient, ChatError, marked, question_text, user_message
+from selfcal.chat import ChatClient, ChatError, marked, user_message
 from selfcal.errors import SelfcalError
 from selfcal.miniworld import verifier
-from selfcal.types import Aspect, Sample, Verdict
+from selfcal.types import Aspect, Sample, Verdict, question_text
 
 
 class LabelError(SelfcalError):

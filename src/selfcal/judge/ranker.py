@@ -12,7 +12,7 @@ import random
 from collections.abc import Iterator, Sequence
 
 from selfcal.judge.scorer import PromptWriter, Reader, Reading
-from selfcal.types import RankedResponses, Sample
+from selfcal.types import RankedResponses, Sample, question_text
 
 NUMBERS = tuple(str(n) for n in range(1, 10))
 """What the ranker says; so many responses it can rank."""
@@ -73,7 +73,7 @@ class Ranker:
         So it is, too, where numbers that the group does not have are the answer. Groups must be no
         larger than `NUMBERS`.
         """
-        turns = [self._writer.write(s.question, s.facts, texts) for s, texts in groups]
+        turns = [self._writer.write(question_text(s), s.facts, texts) for s, texts in groups]
         found = self._reader.read(turns, [(s.id, 0) for s, _ in groups])
         return [
             None if p is None else self._shares(p[: len(texts)])

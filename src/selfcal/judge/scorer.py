@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol, get_args
 
 from selfcal.clock import spent
 from selfcal.policy import NOT_LOADED, ModelError, model_path, pick_device
-from selfcal.types import Candidate, Judgment, Sample, Verdict, sign_of
+from selfcal.types import Candidate, Judgment, Sample, Verdict, question_text, sign_of
 
 if TYPE_CHECKING:
     from selfcal.judge.sharing import Counts
@@ -288,7 +288,9 @@ class RScorer:
         """What it is asked, one user turn a comparison."""
         with spent("tokenizer"):
             return [
-                self._writer.write(c.sample.question, c.sample.facts, c.first.text, c.second.text)
+                self._writer.write(
+                    question_text(c.sample), c.sample.facts, c.first.text, c.second.text
+                )
                 for c in comparisons
             ]
 

@@ -22,6 +22,7 @@ from selfcal.types import (
     LabelledPair,
     RankedResponses,
     Sample,
+    question_text,
 )
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ def label_pairs(
         if verdict is None:
             drops.append(Drop(s.id, "judge/labels", "unreadable-label"))
         else:
-            pairs.append(LabelledPair(s.id, s.question, s.facts, one, other, verdict))
+            pairs.append(LabelledPair(s.id, question_text(s), s.facts, one, other, verdict))
     return pairs, drops
 
 
@@ -103,7 +104,7 @@ def grade_responses(
         if good is None:
             drops.append(Drop(s.id, "judge/grades", "unreadable-label"))
         else:
-            graded.append(GradedResponse(s.id, s.question, s.facts, text, good, aspect))
+            graded.append(GradedResponse(s.id, question_text(s), s.facts, text, good, aspect))
     return graded, drops
 
 
@@ -130,7 +131,7 @@ def rank_responses(
         elif len(set(ranks)) < 2:
             drops.append(Drop(s.id, "judge/rankings", "all-equal"))
         else:
-            ranked.append(RankedResponses(s.id, s.question, s.facts, own, ranks))
+            ranked.append(RankedResponses(s.id, question_text(s), s.facts, own, ranks))
     return ranked, drops
 
 

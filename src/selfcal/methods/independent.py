@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from selfcal.methods import parts
-from selfcal.methods.parts.base import SERVER, training_run, training_stats
+from selfcal.methods.parts.base import REACHING, training_run, training_stats
 from selfcal.methods.parts.judges import trained_on
 from selfcal.methods.parts.learned import reading
 from selfcal.recipe import Curate, Recipe, RecipeError, Settings
@@ -103,7 +103,7 @@ def _grades(recipe: Recipe) -> Stage:
         return {"graded": len(graded), "good": sum(g.good for g in graded), "drops": drops}
 
     n = trained_on(recipe)
-    depends = recipe.judge.labels.model_dump(exclude=SERVER)
+    depends = recipe.judge.labels.model_dump(exclude=REACHING)
     return Stage(
         "judge/grades", ("data", "judge/labels"), depends, run, n, "samples",
         "label-giving grades of the same responses",

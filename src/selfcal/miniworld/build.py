@@ -96,7 +96,12 @@ def _draw(split: str, size: int, seed: int) -> _Drawn:
 
 
 def _lines(drawn: _Drawn) -> str:
-    return "".join(json.dumps(asdict(sample)) + "\n" for sample, _, _ in drawn)
+    rows = (asdict(sample) for sample, _, _ in drawn)
+    return "".join(json.dumps({k: v for k, v in r.items() if k != _MORE}) + "\n" for r in rows)
+
+
+_MORE = "more_images"
+"""A field that says nothing here: a MiniWorld question is about one image."""
 
 
 def _is_there(out: Path, split: str, drawn: _Drawn, seed: int) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from pydantic import ValidationError
@@ -58,13 +58,18 @@ def _read(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
     return _over(_read(path.parent / base, (*above, path.resolve())), values)
 
 
-def _over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+_BY_KIND = {"teacher", "judge.labels", "evaluate.marker"}
+"""Settings whose keys depend on their `kind`: another kind does away with those of the last."""
+
+
+def _over(below: dict[str, Any], above: dict[str, Any], place: str = "") -> dict[str, Any]:
     """Settings laid over others, key by key."""
     both = dict(below)
     for key, value in above.items():
-        known = both.get(key)
+        known, where = both.get(key), f"{place}{key}"
         if isinstance(known, dict) and isinstance(value, dict):
-            value = _over(known, value)
+            other = where in _BY_KIND and value.get("kind", known.get("kind")) != known.get("kind")
+            value = value if other else _over(known, value, f"{where}.")
         both[key] = value
     return both
 
@@ -90,6 +95,8 @@ def _override(values: dict[str, Any], override: str) -> None:
         if not isinstance(below, dict):
             raise RecipeError(f"--set {override!r}: {parent} holds a value, not settings")
         at = below
+    if last == "kind" and ".".join(parents) in _BY_KIND and at.get("kind") != value:
+        at.clear()
     at[last] = value
 
 
@@ -97,7 +104,7 @@ def explain(source: str, error: ValidationError, model: type[Settings]) -> str:
     """What is wrong with settings, a line a key; unknown keys with the nearest known one."""
     lines = []
     for problem in error.errors():
-        place = ".".join(str(p) for p in problem["loc"])
+        place = ".".join(_spelled(problem["loc"]))
         if problem["type"] == "extra_forbidden":
             near = nearest(str(problem["loc"][-1]), _known(model, problem["loc"][:-1]))
             hint = f"; did you mean `{near}`?" if near else ""
@@ -108,14 +115,37 @@ def explain(source: str, error: ValidationError, model: type[Settings]) -> str:
     return "\n".join(lines)
 
 
+def _spelled(place: tuple[int | str, ...]) -> list[str]:
+    """A place in settings as a recipe spells it: without the kind, which pydantic puts in."""
+    parts: list[str] = []
+    for part in map(str, place):
+        if not (parts and ".".join(parts) in _BY_KIND and part in _KINDS):
+            parts.append(part)
+    return parts
+
+
+_KINDS = {"miniworld", "endpoint", "local", "file", "verifier"}
+
+
 def _known(model: Any, place: tuple[int | str, ...]) -> list[str]:
+    """Names of the settings at a place."""
+    kinds = [model]
     for part in place:
-        field = model.model_fields.get(part) if hasattr(model, "model_fields") else None
-        if field is None:
-            return []
-        kinds = [field.annotation, *getattr(field.annotation, "__args__", ())]
-        model = next((k for k in kinds if hasattr(k, "model_fields")), None)
-    return list(model.model_fields) if model else []
+        if isinstance(part, int):
+            continue
+        fields = [k.model_fields[part] for k in kinds if part in k.model_fields]
+        if fields:
+            kinds = [k for f in fields for k in _models(f.annotation)]
+        else:  # pydantic names the kind of settings that go by kind
+            kinds = [k for k in kinds if getattr(k.model_fields.get("kind"), "default", "") == part]
+    return [name for k in kinds for name in k.model_fields]
+
+
+def _models(annotation: Any) -> list[Any]:
+    """All settings classes in an annotation."""
+    if hasattr(annotation, "model_fields"):
+        return [annotation]
+    return [m for inner in get_args(annotation) for m in _models(inner)]
 
 
 def nearest(name: str, known: Sequence[str] | Mapping[str, Any]) -> str | None:

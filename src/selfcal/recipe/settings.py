@@ -7,9 +7,10 @@ paper gives a number (SRC, ICML 2025, arXiv 2509.13919).
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 Positive = Annotated[int, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
@@ -22,12 +23,41 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
+def _kind(default: str) -> Callable[[Any], Any]:
+    """The kind of settings that go by kind, where a recipe does not say it."""
+    return lambda given: {"kind": default, **given} if isinstance(given, dict) else given
+
+
+class Source(Settings):
+    """One data file, or dataset folder, of several that are mixed."""
+
+    path: str
+    """A file or folder of any format that selfcal reads (docs/data.md)."""
+    weight: Annotated[float, Field(gt=0)] = 1.0
+    """Its part of the mix."""
+    category: str | None = None
+    """Category of its samples; None: their own."""
+    images: str | None = None
+    """Folder that image paths are below; None: the file's own."""
+    columns: dict[str, str] = Field(default_factory=dict)
+    """Column of each field where it is called otherwise, such as `{answer: label}`."""
+
+
 class Data(Settings):
     """Where samples come from and how many of them each part of the run gets."""
 
     source: str = "miniworld"
-    """`miniworld`, or a folder with `rft`, `calibration`, `dev`, `test` as .jsonl or .parquet;
-    `calibration` may be a .json file of prompts (`id`, `image`, `input`) without answers."""
+    """`miniworld`, or a folder with a file for each of `rft`, `calibration`, `dev`, `test`;
+    `calibration` may be prompts without answers."""
+    sources: tuple[Source, ...] = ()
+    """Files that are mixed and then split so that no image is in two splits; instead of
+    `source`."""
+    min_side: Count = 0
+    """Images with a side shorter than this, in pixels, are dropped."""
+    max_pixels: Positive = 89_478_485
+    """Images with more pixels than this are dropped before they are decoded."""
+    max_images: Positive = 8
+    """Samples with more images than this are dropped."""
     rft: Count = 20_000
     calibration: Positive = 12_000
     dev: Count = 500
@@ -41,13 +71,38 @@ class Data(Settings):
     repeat: bool = True
     """Whether every iteration searches the same calibration samples; else each its own part."""
 
+    @property
+    def miniworld(self) -> bool:
+        """Whether samples are those of the built-in world, whose truth is known."""
+        return self.source == "miniworld" and not self.sources
+
+
+class Server(Settings):
+    """A vLLM-compatible server on which the policy is searched."""
+
+    base_url: str = "http://127.0.0.1:8000/v1"
+    model: str | None = None
+    """Name under which it serves `policy.model`; None: that very name."""
+    api_key_env: str = "OPENAI_API_KEY"
+    timeout: Annotated[float, Field(gt=0)] = 600.0
+    retries: Annotated[int, Field(ge=0)] = 4
+    concurrency: Positive = 64
+    """Requests at the same time."""
+
 
 class Policy(Settings):
     """The model to calibrate."""
 
     model: str = "miniworld:mini-llava"
     """`miniworld:NAME` (shipped), a folder, or a name on the Hugging Face hub."""
+    backend: Literal["transformers", "vllm"] = "transformers"
+    """What the search runs on: the model in this process, or a vLLM-compatible server."""
+    server: Server | None = None
+    """The server of backend `vllm`."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    attention: str | None = None
+    """Attention implementation by transformers' name, such as `sdpa` or `flash_attention_2`; None:
+    the model's own."""
     device: str = "auto"
     trust_remote_code: bool = False
     """Runs code that comes with the model. Only for a model whose code you have read."""
@@ -55,26 +110,86 @@ class Policy(Settings):
     """Of a local model's files. Filled in when a run starts; named here, it must be this one."""
 
 
+class Spending(Settings):
+    """What may be spent on a server in one run; None: no limit."""
+
+    requests: Positive | None = None
+    tokens: Positive | None = None
+    """Of prompts and replies together."""
+
+
 class Endpoint(Settings):
     """An OpenAI-compatible server."""
 
     base_url: str = "http://127.0.0.1:8000/v1"
-    model: str = ""
+    model: Annotated[str, Field(min_length=1)]
     api_key_env: str = "OPENAI_API_KEY"
     """Environment variable that holds the key; the key itself never stands in a recipe."""
     temperature: Annotated[float, Field(ge=0)] = 0.0
     max_tokens: Positive = 1024
     timeout: Annotated[float, Field(gt=0)] = 120.0
     retries: Annotated[int, Field(ge=0)] = 4
+    concurrency: Positive = 16
+    """Requests at the same time."""
+    budget: Spending = Spending()
+    """Past it the run stops; it goes on when the budget is raised."""
+    cache: bool = True
+    """Whether replies are kept on disk, by content, so that a question is paid for once."""
+    prompts: dict[str, str] = Field(default_factory=dict)
+    """Files that replace built-in prompts, by the prompt's name."""
 
 
-class Teacher(Settings):
-    """Who writes the rationale-answer pairs of stage 1."""
+class Local(Settings):
+    """A model that transformers loads, in the place of a server."""
 
-    kind: Literal["miniworld", "endpoint"] = "miniworld"
+    model: Annotated[str, Field(min_length=1)]
+    """A folder, or a name on the Hugging Face hub."""
+    digest: str | None = None
+    """As `policy.digest`."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+    temperature: Annotated[float, Field(ge=0)] = 0.0
+    max_tokens: Positive = 1024
+    batch_size: Positive = 8
+    prompts: dict[str, str] = Field(default_factory=dict)
+    """As of an endpoint."""
+
+
+class MiniWorldTeacher(Settings):
+    """The built-in teacher of the built-in world."""
+
+    kind: Literal["miniworld"] = "miniworld"
     error_rate: Share = 0.05
-    """MiniWorld's teacher errs this often, as a real one does."""
-    endpoint: Endpoint = Endpoint()
+    """It errs this often, as a real one does."""
+
+
+class EndpointTeacher(Endpoint):
+    """A strong vision-language model behind a server."""
+
+    kind: Literal["endpoint"] = "endpoint"
+
+
+class LocalTeacher(Local):
+    """A vision-language model on this machine."""
+
+    kind: Literal["local"] = "local"
+
+
+class FileTeacher(Settings):
+    """Rationale-answer pairs, and facts, that are there already."""
+
+    kind: Literal["file"] = "file"
+    path: str
+    """A .jsonl or .parquet file with a row a sample."""
+    columns: dict[str, str] = Field(default_factory=dict)
+    """Column of each of `id`, `rationale`, `answer`, `facts` where it is called otherwise."""
+
+
+Teacher = Annotated[
+    MiniWorldTeacher | EndpointTeacher | LocalTeacher | FileTeacher,
+    Field(discriminator="kind"),
+    BeforeValidator(_kind("miniworld")),
+]
+"""Who writes the rationale-answer pairs of stage 1."""
 
 
 class Lora(Settings):
@@ -83,6 +198,9 @@ class Lora(Settings):
     rank: Positive
     alpha: Positive
     dropout: Share = 0.0
+    four_bit: bool = False
+    """QLoRA (arXiv 2305.14314): while it trains, the frozen weights are held in 4 bits; needs
+    bitsandbytes and a GPU."""
 
 
 class Training(Settings):
@@ -106,6 +224,14 @@ class Training(Settings):
     save_steps: Positive | None = None
     """Checkpoint interval for resuming; None: a killed training starts over."""
     gradient_checkpointing: bool = False
+    liger: bool = False
+    """Fused Triton kernels of liger-kernel; needs a GPU."""
+    optimizer: str = "adamw_torch_fused"
+    """By transformers' name, such as `paged_adamw_8bit`."""
+    deepspeed: str | None = None
+    """DeepSpeed's configuration file, which is handed to accelerate."""
+    fsdp: str | None = None
+    """FSDP's configuration file (the `fsdp_config` of transformers), handed on likewise."""
 
     def steps_for(self, rows: int) -> int:
         """Optimizer steps that a training on so many rows takes."""
@@ -209,25 +335,56 @@ class Search(Settings):
     """Text tokens of prompts that are read at once, at most."""
 
 
-class Labels(Settings):
-    """Who gives the R-Scorer its training verdicts."""
+class VerifierLabels(Settings):
+    """MiniWorld's verifier, which knows the truth."""
 
-    kind: Literal["verifier", "endpoint"] = "verifier"
-    endpoint: Endpoint = Endpoint()
+    kind: Literal["verifier"] = "verifier"
+
+
+class EndpointLabels(Endpoint):
+    """A strong language model behind a server."""
+
+    kind: Literal["endpoint"] = "endpoint"
+
+
+class LocalLabels(Local):
+    """A language model on this machine."""
+
+    kind: Literal["local"] = "local"
+
+
+Labels = Annotated[
+    VerifierLabels | EndpointLabels | LocalLabels,
+    Field(discriminator="kind"),
+    BeforeValidator(_kind("verifier")),
+]
+"""Who gives the R-Scorer its training verdicts."""
+
+
+class JudgeEndpoint(Endpoint):
+    """A strong model behind a server that compares by itself, without an R-Scorer."""
+
+    max_tokens: Positive = 16
+    votes: Positive = 5
+    """Answers to each question where the server gives no log-probabilities."""
 
 
 class Judge(Settings):
     """Stage 3: the R-Scorer."""
 
-    kind: Literal["rscorer", "guess", "verifier"] = "rscorer"
-    """`rscorer` is the method. `guess` (random verdicts) and `verifier` (the truth, MiniWorld only)
-    are controls."""
+    kind: Literal["rscorer", "endpoint", "guess", "verifier"] = "rscorer"
+    """`rscorer` is the method; `endpoint` asks a strong model itself. `guess` (random verdicts) and
+    `verifier` (the truth, MiniWorld only) are controls."""
+    endpoint: JudgeEndpoint | None = None
+    """The model of kind `endpoint`."""
+    sees: bool = False
+    """Whether the R-Scorer is a vision-language model that is shown the image."""
     model: str = "miniworld:mini-judge"
     digest: str | None = None
     """As `policy.digest`."""
     prompt: str | None = None
     """A Jinja2 template over question, facts, first, second; None: the built-in one."""
-    labels: Labels = Labels()
+    labels: Labels = VerifierLabels()
     samples: Positive = 2_000
     """Training samples whose candidates are compared for labels."""
     pairs_per_sample: Positive = 4
@@ -283,12 +440,33 @@ class Curate(Settings):
     its square root."""
 
 
+class EndpointMarker(Endpoint):
+    """A strong model behind a server."""
+
+    kind: Literal["endpoint"] = "endpoint"
+
+
+class LocalMarker(Local):
+    """A model on this machine."""
+
+    kind: Literal["local"] = "local"
+
+
+Marker = Annotated[
+    EndpointMarker | LocalMarker, Field(discriminator="kind"), BeforeValidator(_kind("endpoint"))
+]
+"""Who marks the flaws of rationales."""
+
+
 class Evaluate(Settings):
     """The measurement after every checkpoint."""
 
     splits: tuple[Literal["dev", "test"], ...] = ("dev", "test")
     batch_size: Positive = 64
     max_new_tokens: Positive = 512
+    marker: Marker | None = None
+    """Who marks the flaws of rationales where no verifier knows the truth; None: they are not
+    measured."""
 
 
 class Recipe(Settings):
@@ -300,7 +478,10 @@ class Recipe(Settings):
     iterations: Positive = 3
     data: Data = Data()
     policy: Policy = Policy()
-    teacher: Teacher = Teacher()
+    format: Literal["headings", "xml", "think", "free"] = "headings"
+    """How rationale and answer stand in a response: under headings; in `<rationale>` and `<answer>`
+    tags; the rationale in `<think>` tags; or free text whose last line says the answer."""
+    teacher: Teacher = MiniWorldTeacher()
     rft: Rft | None = Rft()
     """None: calibration starts from the model as it is."""
     search: Search = Search()
@@ -319,12 +500,19 @@ class Recipe(Settings):
 
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
-        for name in ("teacher", "judge"):
-            part = getattr(self, name)
-            endpoint = part.labels if name == "judge" else part
-            if endpoint.kind == "endpoint" and not endpoint.endpoint.model:
-                raise ValueError(f"{name}: kind `endpoint` needs endpoint.model")
-        if self.data.uncertain and self.data.source != "miniworld":
+        if (self.judge.kind == "endpoint") != (self.judge.endpoint is not None):
+            raise ValueError(
+                "judge: kind `endpoint` and the settings `judge.endpoint` belong together; give "
+                "both or neither"
+            )
+        if (self.policy.backend == "vllm") != (self.policy.server is not None):
+            raise ValueError(
+                "policy: backend `vllm` and the settings `policy.server` belong together; give "
+                "both or neither"
+            )
+        if self.data.sources and self.data.source != "miniworld":
+            raise ValueError("data: give `source` or `sources`, not both")
+        if self.data.uncertain and not self.data.miniworld:
             raise ValueError("data.uncertain: only MiniWorld's samples can be spoiled; set it to 0")
         for split in self.evaluate.splits:
             if not getattr(self.data, split):

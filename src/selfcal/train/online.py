@@ -138,10 +138,7 @@ def grpo(
             "grpo.group); lower grpo.batch_size, or give more samples"
         )
     data = Dataset.from_list(
-        [
-            {"images": [s.image], "prompt": user_turn(s.question), "row": i}
-            for i, s in enumerate(rows)
-        ]
+        [{"images": list(s.images), "prompt": user_turn(s), "row": i} for i, s in enumerate(rows)]
     )
     args = _config(settings, run, len(rows))
     resumed = _resumed(run)

@@ -28,7 +28,7 @@ def sft(model: str, rows: Sequence[tuple[Sample, str]], settings: Training, run:
     kept, drops = fitting(rows, long, settings.max_length, "rft")
     data = Dataset.from_list(
         [
-            {"images": [s.image], "prompt": user_turn(s.question), "completion": _turn(text)}
+            {"images": list(s.images), "prompt": user_turn(s), "completion": _turn(text)}
             for s, text in kept
         ]
     )
@@ -60,12 +60,12 @@ def dpo(
     data = Dataset.from_list(
         [
             {
-                "images": [s.image],
-                "prompt": user_turn(s.question),
+                "images": list(s.images),
+                "prompt": user_turn(s),
                 "chosen": _turn(p.chosen),
                 "rejected": _turn(p.rejected),
             }
-            | ({_REJECTED_IMAGES: [p.rejected_image or s.image]} if spoiled else {})
+            | ({_REJECTED_IMAGES: [p.rejected_image or s.image, *s.more_images]} if spoiled else {})
             for s, p in kept
         ]
     )

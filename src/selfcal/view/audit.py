@@ -65,7 +65,7 @@ def audit_run(run: Path, labels: Path | None = None) -> dict[str, JSON]:
     planned = {p.stage.name: p for p in locate(recipe, run)}
     rounds = _rounds(run, planned)
     by_hand = _Labels(labels) if labels else None
-    exact = recipe.data.source == "miniworld"
+    exact = recipe.data.miniworld
     truth = "labels" if by_hand else "verifier" if exact else None
     samples = {s.id: s for s in planned["data"].folder.read("calibration", Sample)}
 

@@ -47,7 +47,7 @@ class Chain:
 
     def verified(self, text: str) -> Verification | None:
         """What the verifier finds in a response; None where nobody can tell."""
-        if self.recipe.data.source != "miniworld":
+        if not self.recipe.data.miniworld:
             return None
         try:
             return verify(self.sample, text)

@@ -43,7 +43,7 @@ def audit_online(run: Path) -> dict[str, JSON]:
     done = {t: p for t, p in stages.items() if p.folder.done}
     if not done:
         raise StoreError(f"{run} has no responses yet: {command('run', '--out', run)}")
-    exact = recipe.data.source == "miniworld"
+    exact = recipe.data.miniworld
     samples = {s.id: s for s in planned["data"].folder.read("calibration", Sample)}
     labels = VerifierLabels()
 

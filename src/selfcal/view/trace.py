@@ -112,7 +112,7 @@ def _certainty(chain: Chain) -> str:
     """How far the facts can be trusted; nothing where they are certain."""
     if chain.sample.confidence >= 1:
         return ""
-    verified = chain.recipe.data.source == "miniworld"
+    verified = chain.recipe.data.miniworld
     marks = "; marks are wrong where one was misread" if verified else ""
     return f"{chain.sample.confidence:.2f}: facts are uncertain{marks}"
 

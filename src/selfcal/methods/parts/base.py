@@ -8,18 +8,18 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from selfcal.errors import StoreError
-from selfcal.recipe import Recipe, Settings
+from selfcal.recipe import Endpoint, Recipe, Settings
 from selfcal.stage import Work, count_drops
 from selfcal.store import JSON
 from selfcal.types import Candidate, Drop, Judgment, Sample
 
 if TYPE_CHECKING:
+    from selfcal.chat import ChatClient
     from selfcal.train import Run, Trained
 
 R = TypeVar("R", Candidate, Judgment)
 SPLITS = ("rft", "calibration", "dev", "test")
-_REACHING = {"base_url", "api_key_env", "timeout", "retries"}
-SERVER = {"endpoint": _REACHING}
+REACHING = {"base_url", "api_key_env", "timeout", "retries", "concurrency", "budget", "cache"}
 """Keys of a server's settings that do not change what it says."""
 
 
@@ -107,6 +107,14 @@ class BySample(Generic[R]):
         if sample_id not in self._place:
             raise StoreError(f"sample {sample_id!r} has records, but the run has no such sample")
         return self._place[sample_id]
+
+
+def chat_client(settings: Endpoint) -> ChatClient:
+    """The client of a server."""
+    from selfcal.chat import ChatClient
+
+    names = ("base_url", "model", "api_key_env", "temperature", "max_tokens", "timeout", "retries")
+    return ChatClient(**{name: getattr(settings, name) for name in names})
 
 
 def training_run(recipe: Recipe, work: Work) -> Run:

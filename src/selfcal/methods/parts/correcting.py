@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from selfcal.methods.parts.base import SERVER, by_sample
+from selfcal.methods.parts.base import REACHING, by_sample
 from selfcal.methods.parts.judges import judging, label_giver, labels_at_once, learned_figures
 from selfcal.recipe import Recipe
 from selfcal.stage import Shards, Stage, Work, count_drops
@@ -63,7 +63,7 @@ def fresh_calibration(recipe: Recipe, t: int) -> list[Stage]:
 
     depends = {**who.settings, "samples": settings.calibration_samples}
     depends |= {"pairs": settings.pairs_per_sample, "abstain": settings.abstain}
-    depends["labels"] = settings.labels.model_dump(exclude=SERVER)
+    depends["labels"] = settings.labels.model_dump(exclude=REACHING)
     return [
         Stage(
             f"iter-{t}/calibration", ("data", searched, *who.inputs), depends, run,

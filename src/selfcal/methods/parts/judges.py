@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from selfcal.methods.parts.base import (
-    SERVER,
+    REACHING,
     by_sample,
+    chat_client,
     given,
     reads,
     start_of,
@@ -80,18 +81,18 @@ def labelled(recipe: Recipe) -> list[Stage]:
 
 def label_giver(recipe: Recipe) -> LabelGiver:
     """Who gives the training verdicts."""
-    from selfcal.chat import ChatClient
     from selfcal.judge.labels import ChatLabels, VerifierLabels
 
     labels = recipe.judge.labels
     if labels.kind == "endpoint":
-        return ChatLabels(ChatClient(**labels.endpoint.model_dump()))
+        return ChatLabels(chat_client(labels))
     return VerifierLabels()
 
 
 def labels_at_once(recipe: Recipe) -> int:
     """How many requests the label-giving judge gets at the same time."""
-    return 16 if recipe.judge.labels.kind == "endpoint" else 1
+    labels = recipe.judge.labels
+    return labels.concurrency if labels.kind == "endpoint" else 1
 
 
 def trained_on(recipe: Recipe) -> int:
@@ -142,7 +143,7 @@ def _labels(recipe: Recipe) -> Stage:
         return {"train": len(balanced), "heldout": len(test), "drops": drops}
 
     depends = {k: getattr(settings, k) for k in ("pairs_per_sample", "holdout")}
-    depends |= settings.labels.model_dump(exclude=SERVER)
+    depends |= settings.labels.model_dump(exclude=REACHING)
     return Stage(
         "judge/labels", ("data", "judge/candidates"), depends, run,
         trained_on(recipe), "samples", "label-giving judgments",

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from selfcal.errors import SelfcalError
-from selfcal.methods.parts.base import SERVER, by_sample, training_run, training_stats
+from selfcal.methods.parts.base import REACHING, by_sample, training_run, training_stats
 from selfcal.methods.parts.judges import label_giver, trained_on
 from selfcal.recipe import Recipe
 from selfcal.stage import Shards, Stage, Work, count_drops
@@ -69,7 +69,7 @@ def labels(
         drops = count_drops(work.folder.read("drops", Drop))
         return {"train": len(train), "heldout": len(test), "drops": drops}
 
-    given = {**depends, "holdout": settings.holdout, **settings.labels.model_dump(exclude=SERVER)}
+    given = {**depends, "holdout": settings.holdout, **settings.labels.model_dump(exclude=REACHING)}
     return Stage(
         f"judge/{name}", ("data", "judge/candidates"), given, run, trained_on(recipe), "samples",
         f"label-giving judgments: {name}",

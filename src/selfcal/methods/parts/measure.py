@@ -22,7 +22,7 @@ def evaluate(recipe: Recipe, checkpoint: str, trained: str | None = None) -> Sta
     `trained` is the stage that made the checkpoint; None: the model as it was given.
     """
     settings, p = recipe.evaluate, recipe.policy
-    verified = recipe.data.source == "miniworld"
+    verified = recipe.data.miniworld
 
     def run(work: Work) -> Mapping[str, JSON]:
         from selfcal.evaluate import grade, grade_answer, measure

@@ -20,7 +20,7 @@ def data(recipe: Recipe) -> Stage:
     def run(work: Work) -> Mapping[str, JSON]:
         from selfcal.data import draw_mix, read_samples
 
-        mine = recipe.data.source != "miniworld"
+        mine = not recipe.data.miniworld
         folder = Path(recipe.data.source) if mine else work.out
         if not mine:
             from selfcal.miniworld.build import build

@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from selfcal.methods.parts.base import (
-    SERVER,
+    REACHING,
     calibration_samples,
     calibration_size,
+    chat_client,
     given,
     weights,
 )
@@ -158,23 +159,24 @@ def written_pair(sample: Sample, chosen: str, rejected: str, image: str = "") ->
 
 def teacher_of(recipe: Recipe, work: Work) -> Teacher:
     """The recipe's teacher."""
-    from selfcal.chat import ChatClient
     from selfcal.teacher import ChatTeacher, MiniWorldTeacher
 
     settings = recipe.teacher
     if settings.kind == "endpoint":
-        return ChatTeacher(ChatClient(**settings.endpoint.model_dump()))
-    return MiniWorldTeacher(settings.error_rate, work.seed)
+        return ChatTeacher(chat_client(settings))
+    if settings.kind == "miniworld":
+        return MiniWorldTeacher(settings.error_rate, work.seed)
+    raise NotImplementedError(settings.kind)
 
 
 def teacher_settings(recipe: Recipe) -> dict[str, Any]:
     """What the teacher's writing depends on."""
-    return recipe.teacher.model_dump(exclude=SERVER)
+    return recipe.teacher.model_dump(exclude=REACHING)
 
 
 def requests(recipe: Recipe) -> int:
     """How many requests the teacher gets at the same time."""
-    return 16 if recipe.teacher.kind == "endpoint" else 1
+    return recipe.teacher.concurrency if recipe.teacher.kind == "endpoint" else 1
 
 
 def each(recipe: Recipe, ask: Callable[[Item], Made], items: Iterator[Item]) -> Iterator[Made]:
