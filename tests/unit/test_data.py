@@ -69,7 +69,12 @@ def test_what_miniworld_writes_can_be_read(tmp_path: Path) -> None:
     assert len(samples) == 5 and not drops
     written = [json.loads(line) for line in (tmp_path / "dev.jsonl").read_text().splitlines()]
     for sample, row in zip(samples, written, strict=True):
-        expected = {**row, "image": str(tmp_path / row["image"]), "choices": ()}
+        expected = {
+            **row,
+            "image": str(tmp_path / row["image"]),
+            "choices": (),
+            "more_images": (),
+        }
         assert asdict(sample) == expected
 
 
