@@ -35,7 +35,7 @@ from selfcal.types import (
 )
 from selfcal.types import Result as Measured
 from selfcal.view import doctor, quiet
-from selfcal.view.cost import Pace, guess
+from selfcal.cost.counts import Pace, guess
 from selfcal.view.progress import LiveProgress, PlainProgress, Track
 from selfcal.view.text import duration, key_figures, large, safe
 from unit.hand_made import BAD, DIGITS, EVIL, GOOD, YAML, RunFolder, call, flat, sample

@@ -9,7 +9,7 @@ import pytest
 
 from selfcal import pipeline
 from selfcal.recipe import Recipe
-from selfcal.view.cost import Cost, count, models
+from selfcal.cost.counts import Cost, count, models
 from unit.hand_made import call
 
 
@@ -127,7 +127,7 @@ def test_models_are_those_that_are_loaded(method: str, also: list[str]) -> None:
 
 def test_plan_of_a_method_without_fine_tuning_and_measurement() -> None:
     recipes = Path(__file__).parents[2] / "recipes"
-    done = call("plan", recipes / "csr-llava15-7b.yaml")
+    done = call("plan", recipes / "csr-llava15-7b.yaml", "--gpu", "h100")
     assert done.exit_code == 0, done.output
     # 3 x 13,000 trees of 5 x 5 paths of 16 x 70 tokens; 204 steps of 64 pairs, three times
     assert (

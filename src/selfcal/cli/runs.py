@@ -116,23 +116,38 @@ def _show_end(run: Path) -> None:
     screen.print(f"The run lies in {run}. Look at it: {looks}", soft_wrap=True)
 
 
-@app.command(epilog=examples("plan recipes/miniworld-src.yaml --set iterations=1"))
+@app.command(
+    epilog=examples(
+        "plan recipes/miniworld-src.yaml --set iterations=1",
+        "plan recipes/src-llava15-7b.yaml --gpu h100",
+    )
+)
 def plan(
     recipe: RecipeFile,
     overrides: Overrides = None,
     out: Annotated[
         Path | None, typer.Option("--out", metavar="RUN", help="Also say what this run has.")
     ] = None,
+    gpu: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Plan for this GPU, such as h100, a100-80 or rtx4090."),
+    ] = None,
 ) -> None:
-    """Show a recipe's stages and rough cost; nothing is run."""
+    """Show a recipe's stages, and what they take: memory, disk, tokens, time; nothing is run.
+
+    Ends with an error where a stage cannot fit.
+    """
     from selfcal import pipeline
+    from selfcal.cost.machine import machine
     from selfcal.recipe import load_recipe
     from selfcal.view.plan import show_plan
     from selfcal.view.text import console
 
+    on = machine(gpu)
     settings = pipeline.pin(load_recipe(recipe, overrides or []))
     planned = pipeline.locate(settings, out or Path())
-    show_plan(console(), settings, planned, str(out) if out else "")
+    if not show_plan(console(), settings, planned, str(out) if out else "", on):
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -1,30 +1,52 @@
-"""A recipe in, its stages and their rough cost out; no model is loaded."""
+"""A recipe in, its stages and what they take out: memory, disk, time; no weights are loaded."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from rich.console import Console
 from rich.text import Text
 
-from selfcal.pipeline import Planned
+from selfcal.cost.counts import count, guess, kind, shipped
+from selfcal.cost.machine import GIB, Machine, disk_free, machine
+from selfcal.cost.needs import RESPONSE_TOKENS, TRAINS_JUDGE, Need, Needs
+from selfcal.cost.sizes import SizeError
+from selfcal.pipeline import Planned, plan
 from selfcal.recipe import Recipe
 from selfcal.stage import Stage
-from selfcal.view.cost import count, guess, shipped
 from selfcal.view.text import duration, heading, large, safe, table
 
 
-def show_plan(out: Console, recipe: Recipe, planned: Sequence[Planned], where: str = "") -> None:
-    """Print the stages; with `where`, the folder of a run, which of them it has."""
+def show_plan(
+    out: Console,
+    recipe: Recipe,
+    planned: Sequence[Planned],
+    where: str = "",
+    on: Machine | None = None,
+) -> bool:
+    """Print the stages and what they take; whether all of them fit into the machine.
+
+    Args:
+        out: where to.
+        recipe: the recipe.
+        planned: its stages.
+        where: the folder of a run: which of them it has.
+        on: the machine; None: this one.
+    """
     done = {p.stage.name for p in planned if where and p.folder.done}
+    on = on or machine()
+    known, why = _needs(recipe, on)
+    needs = {p.stage.name: known.of(p.stage) for p in planned} if known else {}
     out.print(heading(title(recipe)))
     out.print()
-    rows = table("stage", "what", "items", "", "reads", right=["items"])
+    figures = ("memory", "disk", "time")
+    rows = table("stage", "what", "items", "", *figures, right=["items", *figures])
     for p in planned:
-        s = p.stage
-        style = "dim" if s.name in done else ""
+        s, need = p.stage, needs.get(p.stage.name, Need(p.stage.name))
+        style = "dim" if s.name in done else "red" if need.memory > on.memory else ""
         mark = "✓ " if s.name in done else "  " if done else ""
-        cells = (mark + safe(s.name), safe(s.about), f"{s.size:,}", s.unit, ", ".join(s.inputs))
+        cells = (mark + safe(s.name), safe(s.about), f"{s.size:,}", s.unit, *_figures(need))
         rows.add_row(*(Text(c, style=style) for c in cells))
     out.print(rows)
     out.print()
@@ -36,6 +58,73 @@ def show_plan(out: Console, recipe: Recipe, planned: Sequence[Planned], where: s
     to_do = [p.stage for p in planned if p.stage.name not in done]
     for line in _cost(recipe, to_do):
         out.print(line, soft_wrap=True)
+    ahead = [needs[s.name] for s in to_do if s.name in needs]
+    for line in _machine(on, known, ahead) if known else [why]:
+        out.print(safe(line), soft_wrap=True)
+    refused = [*_over_memory(ahead, on), *(_over_disk(ahead, where) if on.here else [])]
+    for line in refused:
+        out.print(Text(safe(line), "red"), soft_wrap=True)
+    return not refused
+
+
+def _needs(recipe: Recipe, on: Machine) -> tuple[Needs | None, str]:
+    """What stages need; or None, and why it cannot be told."""
+    made = Needs(recipe, on)
+    try:
+        if any(kind(s) in TRAINS_JUDGE for s in plan(recipe)):
+            _ = made.judge
+        _ = made.policy
+    except SizeError as error:
+        return None, f"Memory, disk and time cannot be told: {error}."
+    return made, ""
+
+
+def _figures(need: Need) -> tuple[str, str, str]:
+    memory = f"{gib(need.memory)}" if need.memory else ""
+    disk = gib(need.disk) if need.disk >= GIB / 100 else ""
+    return memory, disk, duration(need.seconds) if need.seconds >= 1 else ""
+
+
+def gib(size: int) -> str:
+    """A size in GiB, or in MiB where it is small."""
+    if size < GIB:
+        return f"{max(1, round(size / 2**20)):,} MiB"
+    return f"{size / GIB:,.1f} GiB" if size < 100 * GIB else f"{size / GIB:,.0f} GiB"
+
+
+def _machine(on: Machine, known: Needs, left: Sequence[Need]) -> list[str]:
+    """What all is reckoned by, and what it adds up to."""
+    most = max((n.memory for n in left), default=0)
+    hours = sum(n.seconds for n in left) / 3600
+    disk = sum(n.disk for n in left)
+    said = f"On {on.name} ({gib(on.memory)}): at most {gib(most)} of memory, {gib(disk)} of disk"
+    said += f", about {hours:,.1f} GPU-hours." if on.gpu else "."
+    by = "their configurations" if known.exact else "the number in the model's name"
+    row = f"{known.image_tokens:,} tokens an image and {RESPONSE_TOKENS} a response"
+    doubt = "; times may be off by a factor of 2" if on.gpu else ""
+    return [said, f"Reckoned from {by}, with {row}{doubt}."]
+
+
+def _over_memory(left: Sequence[Need], on: Machine) -> list[str]:
+    alike: dict[tuple[str, str], list[str]] = {}
+    for n in left:
+        if n.memory > on.memory:
+            alike.setdefault((gib(n.memory), n.hint), []).append(n.stage)
+    return [
+        f"{' and '.join(stages)}: {memory} are too much for {on.name}, which has {gib(on.memory)}"
+        + (f"; {hint}." if hint else ".")
+        for (memory, hint), stages in alike.items()
+    ]
+
+
+def _over_disk(left: Sequence[Need], where: str) -> list[str]:
+    disk, free = sum(n.disk for n in left), disk_free(Path(where))
+    if disk <= free:
+        return []
+    return [
+        f"The run does not fit: it writes about {gib(disk)}, {where or 'this disk'} has "
+        f"{gib(free)} free; give a folder on a larger disk with --out."
+    ]
 
 
 def title(recipe: Recipe) -> str:

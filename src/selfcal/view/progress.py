@@ -19,11 +19,11 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
+from selfcal.cost.counts import Pace
 from selfcal.pipeline import Planned
 from selfcal.recipe import Recipe
 from selfcal.stage import Stage
 from selfcal.store import JSON
-from selfcal.view.cost import Pace
 from selfcal.view.text import amount, duration, key_figures, large, safe
 
 _INSTANT = 0.05

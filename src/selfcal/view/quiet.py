@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from selfcal.cost.counts import models
 from selfcal.policy import SHIPPED
 from selfcal.recipe import Recipe
-from selfcal.view.cost import models
 
 _ENVIRONMENT = {
     "TRANSFORMERS_VERBOSITY": "error",

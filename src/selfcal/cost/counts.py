@@ -73,7 +73,7 @@ def _settings(stage: Stage) -> Mapping[str, Any]:
     return stage.settings if isinstance(stage.settings, Mapping) else {}
 
 
-def _written(stage: Stage, what: str) -> int:
+def written_of(stage: Stage, what: str) -> int:
     """`responses` or `requests` for each sample of a stage whose pairs are written."""
     return int(_settings(stage).get("writing", {}).get(what, 0))
 
@@ -95,7 +95,7 @@ def _trains_judge(stages: Sequence[Stage]) -> bool:
     return any(s.name in ("judge/train", "judge/grader", "judge/ranker") for s in stages)
 
 
-def _wanted(recipe: Recipe, stage: Stage) -> int:
+def wanted_of(recipe: Recipe, stage: Stage) -> int:
     """Candidates that a stage wants, or has, of each sample."""
     by = recipe.curate.widen if "/wider/" in stage.name else 1
     return round(recipe.search.candidates * by)
@@ -103,7 +103,7 @@ def _wanted(recipe: Recipe, stage: Stage) -> int:
 
 def guess(recipe: Recipe, stage: Stage) -> float:
     """Seconds that a stage takes with the shipped models on two cores."""
-    what, wanted = kind(stage), _wanted(recipe, stage)
+    what, wanted = kind(stage), wanted_of(recipe, stage)
     an_item = {
         "candidates": wanted * recipe.search.branch,
         "guided": wanted * recipe.search.branch,
@@ -115,7 +115,7 @@ def guess(recipe: Recipe, stage: Stage) -> float:
         "ranker": recipe.judge.train.batch_size,
         "train": recipe.judge.train.batch_size,
         "grader": recipe.judge.train.batch_size,
-        "written": 1 + 2 * _written(stage, "responses"),
+        "written": 1 + 2 * written_of(stage, "responses"),
     }.get(what, 1)
     loading = 0.0 if what in _LIGHT else _LOADING
     return loading + stage.size * an_item * _SECONDS.get(what, 0.01)
@@ -171,12 +171,12 @@ def count(recipe: Recipe, stages: Sequence[Stage]) -> Cost:
     rows = {s.name.partition("/")[0]: s.size for s in stages if s.name.endswith("/pairs")}
     return Cost(
         tokens=_tokens(recipe, stages),
-        comparisons=sum(_items(recipe, s) * _comparisons(recipe, s) for s in stages)
+        comparisons=sum(items_of(recipe, s) * comparisons_of(recipe, s) for s in stages)
         if judged
         else 0,
         steps=sum(s.size for s in stages if s.unit == "steps"),
         dpo_rows=sum(rows.values()),  # a second try is for samples that got no pair
-        requests=sum(s.size * _requests(recipe, s) for s in stages),
+        requests=sum(s.size * requests_of(recipe, s) for s in stages),
     )
 
 
@@ -184,26 +184,27 @@ def _tokens(recipe: Recipe, stages: Sequence[Stage]) -> int:
     """Tokens that stages generate at most; those of one iteration share its budget."""
     spending: dict[str, list[Stage]] = defaultdict(list)
     for s in stages:
-        limited = _budget(s) is not None
+        limited = budget_of(s) is not None
         spending[s.name.partition("/")[0] if limited else s.name].append(s)
     total = 0
     for own in spending.values():
         items = [_tokens_of_item(recipe, s) for s in own]
-        every = sum(_items(recipe, s) * n for s, n in zip(own, items, strict=True))
-        limit = _budget(own[0])
+        every = sum(items_of(recipe, s) * n for s, n in zip(own, items, strict=True))
+        limit = budget_of(own[0])
         # the sample, or batch, that spends the last of it is done in full
         total += every if limit is None else min(every, limit - 1 + max(items))
     return total
 
 
-def _budget(stage: Stage) -> int | None:
+def budget_of(stage: Stage) -> int | None:
+    """Tokens that a stage may generate, with the others of its iteration; None: no limit."""
     found = _settings(stage).get("budget")
     return found if isinstance(found, int) else None
 
 
 def _tokens_of_item(recipe: Recipe, stage: Stage) -> int:
     path = recipe.search.max_sentences * recipe.search.sentence_tokens
-    tree = _wanted(recipe, stage) * recipe.search.branch * path
+    tree = wanted_of(recipe, stage) * recipe.search.branch * path
     greedy = recipe.evaluate.max_new_tokens
     return {
         "candidates": tree,
@@ -211,20 +212,20 @@ def _tokens_of_item(recipe: Recipe, stage: Stage) -> int:
         "reward": path,
         "eval": greedy,
         "grpo": recipe.grpo.batch_size * recipe.grpo.max_new_tokens,
-        "written": _written(stage, "responses") * greedy,
+        "written": written_of(stage, "responses") * greedy,
     }.get(kind(stage), 0)
 
 
-def _items(recipe: Recipe, stage: Stage) -> int:
+def items_of(recipe: Recipe, stage: Stage) -> int:
     """Items that tokens and comparisons of a stage are counted by: samples, pairs, or batches."""
     if kind(stage) == "grpo":
         return -(-stage.size // recipe.grpo.updates)
     return stage.size
 
 
-def _comparisons(recipe: Recipe, stage: Stage) -> int:
+def comparisons_of(recipe: Recipe, stage: Stage) -> int:
     """Comparisons by a trained judge for each item of a stage."""
-    n, settings = _wanted(recipe, stage), recipe.judge
+    n, settings = wanted_of(recipe, stage), recipe.judge
     of_labels = {"pairs": 2, "responses": 1}.get(stage.unit, 2 * settings.pairs_per_sample)
     asks = _settings(stage).get("asks", 0)
     return {
@@ -238,9 +239,9 @@ def _comparisons(recipe: Recipe, stage: Stage) -> int:
     }.get(kind(stage), 0)
 
 
-def _requests(recipe: Recipe, stage: Stage) -> int:
+def requests_of(recipe: Recipe, stage: Stage) -> int:
     """Requests to a server for each item of a stage."""
-    of_teacher = {"teacher": 1, "taught": 1, "written": _written(stage, "requests")}
+    of_teacher = {"teacher": 1, "taught": 1, "written": written_of(stage, "requests")}
     of_labels = {"labels": recipe.judge.pairs_per_sample}
     aspects = _settings(stage).get("aspects")
     of_labels["grades"] = (

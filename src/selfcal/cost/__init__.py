@@ -1,0 +1,1 @@
+"""A recipe in, what its run will take out: counts, memory, disk and time; nothing is run."""
