@@ -49,4 +49,13 @@ def whole_cache() -> Cache:
     return DynamicCache()
 
 
-__all__ = ["GivenLayer", "unfit_layer", "whole_cache"]
+def own_positions(model: Any) -> Any:
+    """The part of a model that counts positions itself, as Qwen-VL does, or None.
+
+    There an image takes fewer positions than tokens; `rope_deltas` is each prompt's difference.
+    """
+    parts = (getattr(model, "model", None), model)
+    return next((p for p in parts if hasattr(p, "get_rope_index")), None)
+
+
+__all__ = ["GivenLayer", "own_positions", "unfit_layer", "whole_cache"]

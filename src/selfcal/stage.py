@@ -18,13 +18,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from selfcal.errors import SelfcalError
 from selfcal.store import JSON, StageDir
-from selfcal.types import Drop, Sample
+from selfcal.types import Drop, GradedResponse, LabelledPair, RankedResponses, Sample
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 T = TypeVar("T", bound="DataclassInstance")
 Item = TypeVar("Item")
+Labelled = TypeVar("Labelled", LabelledPair, GradedResponse, RankedResponses)
 Shards = Mapping[str, tuple[type[Any], Sequence[Any]]]
 """Name of the records -> (their kind, the records)."""
 
@@ -87,6 +88,18 @@ class Work:
             )
             for s in self.read(stage, name, Sample)
         ]
+
+    def shown(self, labelled: Iterable[Labelled]) -> list[Labelled]:
+        """Labelled responses as they were read, their image paths resolved against the run."""
+        return [replace(p, images=tuple(str(self.run / i) for i in p.images)) for p in labelled]
+
+    def stored(self, labelled: Iterable[Labelled]) -> list[Labelled]:
+        """Labelled responses as they are written, so that the run can be moved."""
+        return [replace(p, images=tuple(map(self._inside, p.images))) for p in labelled]
+
+    def _inside(self, image: str) -> str:
+        path = Path(image)
+        return path.relative_to(self.run).as_posix() if path.is_relative_to(self.run) else image
 
     def write(self, name: str, records: Sequence[T], kind: type[T]) -> None:
         """Write records as one shard."""

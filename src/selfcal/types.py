@@ -162,6 +162,18 @@ class Judgment:
     """Verdict probabilities; all 0 when unscored."""
 
 
+Way = Literal["logprobs", "votes"]
+"""How a judge behind a server is read: by log-probabilities of the verdicts, or by votes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Readings:
+    """How many comparisons a judge behind a server was read by either way."""
+
+    way: Way
+    comparisons: int
+
+
 @dataclass(frozen=True, slots=True)
 class PreferencePair:
     """A chosen and a rejected response to one sample."""
@@ -192,6 +204,8 @@ class LabelledPair:
     first: str
     second: str
     verdict: Verdict
+    images: tuple[str, ...] = ()
+    """Paths of the sample's images, for a judge that sees; as a sample's own, inside the run."""
 
 
 Aspect = Literal["good", "entailed", "grounded"]
@@ -209,6 +223,8 @@ class GradedResponse:
     response: str
     good: bool
     aspect: Aspect = "good"
+    images: tuple[str, ...] = ()
+    """As of `LabelledPair`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,6 +237,8 @@ class RankedResponses:
     responses: tuple[str, ...]
     ranks: tuple[int, ...]
     """Rank of each response, from 1, the best; equal ones share a rank."""
+    images: tuple[str, ...] = ()
+    """As of `LabelledPair`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -13,11 +14,12 @@ import transformers
 from selfcal.chat import ChatError
 from selfcal.errors import SelfcalError
 from selfcal.judge import grader, ranker
+from selfcal.judge.asking import Turn, verdict_ids
 from selfcal.judge.grader import GRADE_PROMPTS, GRADES, Grader, GradeWriter
 from selfcal.judge.labels import ChatLabels, LabelError, VerifierLabels, read_ranks
 from selfcal.judge.quality import Figure
 from selfcal.judge.ranker import NUMBERS, RANK_PROMPT, Ranker, RankWriter, orders
-from selfcal.judge.scorer import Reading, verdict_ids
+from selfcal.judge.scorer import Reading
 from selfcal.judge.training import grade_responses, held_out, rank_responses
 from selfcal.methods import parts
 from selfcal.methods.parts import graders, learned, rankers
@@ -37,6 +39,8 @@ BARS = Sample(
     facts="red bar: 3; green bar: 5; blue bar: 2",
 )  # fmt: skip
 GOOD = "Rationale: The red bar is 3. So it is 3.\nAnswer: 3"
+NO_IMAGE = ("",)
+"""Images of a sample that has none."""
 ALSO_GOOD = "Rationale: The green bar is 5. The red bar is 3. So it is 3.\nAnswer: 3"
 MISREAD = "Rationale: The red bar is 4. So it is 4.\nAnswer: 4"
 LUCKY = "Rationale: The green bar is 5. So it is 3.\nAnswer: 3"
@@ -143,12 +147,10 @@ class Read:
     def __init__(self, path: str, words: Sequence[str], how: Reading) -> None:
         Read.words, Read.asked, Read.groups = tuple(words), [], []
 
-    def read(
-        self, texts: Sequence[str], groups: Sequence[tuple[str, int]]
-    ) -> list[list[float] | None]:
-        assert len(groups) == len(texts)
+    def read(self, turns: Sequence[Turn]) -> list[list[float] | None]:
+        texts = [t.text for t in turns]
         Read.asked += texts
-        Read.groups += groups
+        Read.groups += [t.group for t in turns]
         return [None if "?" in t else self._filled([float(w) for w in t.split()]) for t in texts]
 
     @staticmethod
@@ -159,7 +161,7 @@ class Read:
 
 
 def test_a_grade_is_the_probability_of_yes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(grader, "Reader", Read)
+    monkeypatch.setattr(grader, "open_reader", Read)
     own: Any = Grader("path", {"good": "{{ response }}", "grounded": "{{ facts }}"}, Reading())
     assert Read.words == GRADES == ("yes", "no")
     shown = [(SAMPLES[0], "0.9"), (SAMPLES[1], "?"), (SAMPLES[0], "0.2")]
@@ -173,7 +175,7 @@ def test_a_grade_is_the_probability_of_yes(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_a_group_is_ranked_by_the_numbers_that_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ranker, "Reader", Read)
+    monkeypatch.setattr(ranker, "open_reader", Read)
     judge = Ranker("path", "{{ responses | join(' ') }}", Reading())
     assert Read.words == NUMBERS == ("1", "2", "3", "4", "5", "6", "7", "8", "9")
     groups = [
@@ -200,14 +202,25 @@ def test_the_shipped_tokenizer_tells_grades_and_numbers() -> None:
         assert tuple(tokenizer.decode([i]) for i in ids) == words
 
 
+class Blind:
+    """A tokenizer to which all letters and numbers are alike."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._tokenizer, name)
+
+    def __call__(self, text: str, **how: Any) -> Any:
+        return self._tokenizer(re.sub(r"\w", "x", text), **how)
+
+
 def test_a_judge_that_cannot_be_read_is_not_trained(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As with a tokenizer to which `yes` and `no`, and all numbers, begin alike."""
-    ids = {"input_ids": [5, 6]}
-    monkeypatch.setattr(
-        transformers.AutoTokenizer, "from_pretrained", lambda *a, **b: lambda *c, **d: ids
-    )
+    blind = Blind(build_tokenizer())
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", lambda *a, **b: blind)
     settings, to = JudgeTraining(), Run(tmp_path, seed=0)
     with pytest.raises(ModelError, match=r"\('yes', 'no'\) .*; take another judge\.model"):
         train_grader("own", [GradedResponse("s", "q", "f", GOOD, True)], settings, {}, to)
@@ -284,13 +297,13 @@ def test_each_response_is_graded_once_for_each_aspect() -> None:
     texts = [("s0", "g"), ("s0", "x"), ("s1", "x"), ("s1", "e!"), ("s1", "?")]
     assert judge.asked == [(*t, aspect) for t in texts for aspect in ("good", "entailed")]
     assert made == [
-        GradedResponse("s0", "question 0", "facts 0", "g", True, "good"),
-        GradedResponse("s0", "question 0", "facts 0", "g", False, "entailed"),
-        GradedResponse("s0", "question 0", "facts 0", "x", False, "good"),
-        GradedResponse("s0", "question 0", "facts 0", "x", False, "entailed"),
-        GradedResponse("s1", "question 1", "facts 1", "x", False, "good"),
-        GradedResponse("s1", "question 1", "facts 1", "x", False, "entailed"),
-        GradedResponse("s1", "question 1", "facts 1", "e!", True, "entailed"),
+        GradedResponse("s0", "question 0", "facts 0", "g", True, "good", NO_IMAGE),
+        GradedResponse("s0", "question 0", "facts 0", "g", False, "entailed", NO_IMAGE),
+        GradedResponse("s0", "question 0", "facts 0", "x", False, "good", NO_IMAGE),
+        GradedResponse("s0", "question 0", "facts 0", "x", False, "entailed", NO_IMAGE),
+        GradedResponse("s1", "question 1", "facts 1", "x", False, "good", NO_IMAGE),
+        GradedResponse("s1", "question 1", "facts 1", "x", False, "entailed", NO_IMAGE),
+        GradedResponse("s1", "question 1", "facts 1", "e!", True, "entailed", NO_IMAGE),
     ]
     assert drops == [Drop("s1", "judge/grades", "unreadable-label")] * 3
 
@@ -322,7 +335,7 @@ def test_groups_that_differ_are_ranked_and_the_others_dropped_by_reason() -> Non
     }
     made, drops = rank_responses(judge, named, own)
     assert made == [
-        RankedResponses("a", "question of a", "f", ("b1", "a1", "a2"), (2, 1, 1)),
+        RankedResponses("a", "question of a", "f", ("b1", "a1", "a2"), (2, 1, 1), NO_IMAGE),
     ]
     assert [(d.sample_id, d.reason) for d in drops] == [
         ("b", "one-response"), ("c", "one-response"), ("d", "one-response"), ("e", "one-response"),
@@ -775,7 +788,7 @@ def labelled(
     """Have candidates labelled: those of each sample, with its facts; and the figures."""
     work = work_of(stage, run)
     samples = [
-        Sample(name, "", BARS.question, "3", facts=own)
+        Sample(name, BARS.image, BARS.question, "3", facts=own)
         for name, own in zip(texts, facts or [BARS.facts] * len(texts), strict=True)
     ]
     work.inputs["data"].write_shard("rft", 0, samples, Sample)
@@ -796,7 +809,8 @@ def test_only_right_candidates_are_ranked_for_training(tmp_path: Path) -> None:
     texts = {"bars": [GOOD, MISREAD, LUCKY, GOOD], "once": [GOOD, MISREAD], "even": [LUCKY, "3"]}
     work, stats = labelled(stage, tmp_path, texts)
     made = [r for name in ("train", "heldout") for r in work.folder.read(name, RankedResponses)]
-    assert made == [RankedResponses("bars", BARS.question, BARS.facts, (GOOD, LUCKY), (1, 2))]
+    known = (BARS.question, BARS.facts)
+    assert made == [RankedResponses("bars", *known, (GOOD, LUCKY), (1, 2), (BARS.image,))]
     assert stats["drops"] == {"one-response": 2}
 
 
@@ -815,7 +829,7 @@ def test_no_more_responses_are_ranked_than_there_are_numbers(
     (found,) = work.folder.read("heldout", RankedResponses)
     assert found.responses == (LUCKY, *good[:8])
     assert found.ranks == (2, *[1] * 8)
-    monkeypatch.setattr(ranker, "Reader", Read)
+    monkeypatch.setattr(ranker, "open_reader", Read)
     check = stage_of(planned, "judge/ranker-quality")
     figures = check.run(work_of(check, tmp_path))
     assert figures == {

@@ -12,6 +12,7 @@ import pytest
 
 from selfcal.chat import ChatError
 from selfcal.judge import grader
+from selfcal.judge.asking import Turn, verdict_ids
 from selfcal.judge.controls import GuessingJudge, VerifyingJudge
 from selfcal.judge.grader import GRADES
 from selfcal.judge.independent import IndependentScorer
@@ -25,7 +26,6 @@ from selfcal.judge.scorer import (
     all_comparisons,
     judgment,
     one_order,
-    verdict_ids,
 )
 from selfcal.judge.training import balance, grade_responses, held_out, label_pairs
 from selfcal.policy import ModelError
@@ -229,10 +229,10 @@ def test_each_distinct_response_is_graded_once() -> None:
     assert judge.asked == [("s0", "g1"), ("s0", "x"), ("s1", "x"), ("s1", "?"), ("s1", "g2")]
     # question and facts are the sample's
     assert made == [
-        GradedResponse("s0", "question 0", "facts 0", "g1", True),
-        GradedResponse("s0", "question 0", "facts 0", "x", False),
-        GradedResponse("s1", "question 1", "facts 1", "x", False),
-        GradedResponse("s1", "question 1", "facts 1", "g2", True),
+        GradedResponse("s0", "question 0", "facts 0", "g1", True, images=("",)),
+        GradedResponse("s0", "question 0", "facts 0", "x", False, images=("",)),
+        GradedResponse("s1", "question 1", "facts 1", "x", False, images=("",)),
+        GradedResponse("s1", "question 1", "facts 1", "g2", True, images=("",)),
     ]
     assert drops == [Drop("s1", "judge/grades", "unreadable-label")]
     assert grade_responses(judge, SAMPLES, {}) == ([], [])  # type: ignore[arg-type]
@@ -247,16 +247,14 @@ class Read:
         assert tuple(words) == GRADES == ("yes", "no")
         Read.asked = []
 
-    def read(
-        self, texts: Sequence[str], groups: Sequence[tuple[str, int]]
-    ) -> list[list[float] | None]:
-        Read.asked.append(list(texts))
-        assert len(groups) == len(texts)
+    def read(self, turns: Sequence[Turn]) -> list[list[float] | None]:
+        texts = [t.text for t in turns]
+        Read.asked.append(texts)
         return [None if "?" in t else [float(t), 1 - float(t)] for t in texts]
 
 
 def test_an_independent_judge_reads_every_response_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(grader, "Reader", Read)
+    monkeypatch.setattr(grader, "open_reader", Read)
     judge = IndependentScorer("path", "{{ response }}", Reading())
     own = [candidate(i, text) for i, text in enumerate(("0.9", "0.2", "?"))]
     made = judge.judge(list(all_comparisons(BARS, own)))
@@ -270,7 +268,7 @@ def test_an_independent_judge_reads_every_response_once(monkeypatch: pytest.Monk
 
 
 def test_equal_texts_of_two_samples_are_two_responses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(grader, "Reader", Read)
+    monkeypatch.setattr(grader, "open_reader", Read)
     judge = IndependentScorer("path", "{{ question }}", Reading())
     asked = [comparison(sample=Sample(q, "", q, "")) for q in ("0.5", "0.25")]
     made = judge.judge(asked)

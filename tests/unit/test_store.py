@@ -36,6 +36,8 @@ RECORDS: list[Any] = [
     types.Judgment("a", 1, 0, None, 0.0, 0.0, 0.0),
     types.PreferencePair("a", "good", "bad", 0, 1, 2.5, -1.0),
     types.LabelledPair("a", "q", "f", "x", "y", "neutral"),
+    types.LabelledPair("a", "q", "", "x", "y", "first", ("images/a.png", "images/b.png")),
+    types.Readings("votes", 3),
     types.GradedResponse("a", "q", "f", "x", False),
     types.GradedResponse("a", "q", "f", "x", True, "entailed"),
     types.RankedResponses("a", "q", "f", ("x", "y", "z"), (1, 2, 1)),

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from selfcal.judge.scorer import Comparison, judgment
 from selfcal.miniworld.verifier import compare
+from selfcal.rationale import HEADINGS, RapFormat
 from selfcal.types import Judgment
 
 
@@ -30,10 +31,14 @@ class GuessingJudge:
 class VerifyingJudge:
     """MiniWorld's verifier as judge: what a perfect R-Scorer would bring."""
 
+    def __init__(self, form: RapFormat = HEADINGS) -> None:
+        """Read responses in a format."""
+        self._form = form
+
     def judge(self, comparisons: Sequence[Comparison]) -> list[Judgment]:
         """The true verdict, with certainty."""
         order = ("first", "second", "neutral")
-        found = [compare(c.sample, c.first.text, c.second.text) for c in comparisons]
+        found = [compare(c.sample, c.first.text, c.second.text, self._form) for c in comparisons]
         return [
             judgment(c, [float(v == o) for o in order])
             for c, v in zip(comparisons, found, strict=True)

@@ -11,8 +11,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from selfcal.judge.scorer import PromptWriter, Reader, Reading
-from selfcal.types import Aspect, Sample, question_text
+from selfcal.judge.asking import Turn, asked_question
+from selfcal.judge.scorer import PromptWriter, Reading, open_reader
+from selfcal.types import Aspect, Sample
 
 if TYPE_CHECKING:
     from selfcal.judge.sharing import Counts
@@ -30,12 +31,14 @@ Response:
 {{{{ response }}}}
 
 {ask} Reply with one word: yes or no."""
-_FACTS = "Facts: {{ facts }}\n"
+_FACTS = "{% if facts %}Facts: {{ facts }}\n{% endif %}"
+_DESCRIBED = "{% if facts %}The image is described by facts. {% endif %}"
 GRADE_PROMPTS: Mapping[Aspect, str] = {
     "good": _HEAD.format(
-        about="The image is described by facts. Judge the reasoning, not the style: is every "
-        "statement in agreement with the facts, is all stated that the answer needs, does every "
-        "step follow, and does the answer follow from the reasoning and agree with the facts?",
+        about=_DESCRIBED + "Judge the reasoning, not the style: is every "
+        "statement in agreement with the {{ 'facts' if facts else 'image' }}, is all stated that "
+        "the answer needs, does every step follow, and does the answer follow from the reasoning "
+        "and agree with the {{ 'facts' if facts else 'image' }}?",
         facts=_FACTS,
         ask="Is it good?",
     ),
@@ -47,7 +50,7 @@ GRADE_PROMPTS: Mapping[Aspect, str] = {
         ask="Does the answer follow from the reasoning?",
     ),
     "grounded": _HEAD.format(
-        about="The image is described by facts. Judge the statements about the image alone, not "
+        about=_DESCRIBED + "Judge the statements about the image alone, not "
         "the logic and not the answer.",
         facts=_FACTS,
         ask="Is each statement about the image true?",
@@ -84,7 +87,7 @@ class GradeWriter:
 
 
 class Grader:
-    """A text language model that grades responses one by one."""
+    """A language model that grades responses one by one."""
 
     def __init__(
         self, path: str, prompts: Mapping[Aspect, str | None] | None, how: Reading
@@ -94,7 +97,7 @@ class Grader:
         Raises:
             ModelError: it cannot be loaded or its tokenizer cannot tell the grades.
         """
-        self._reader = Reader(path, GRADES, how)
+        self._reader, self._sees = open_reader(path, GRADES, how), how.sees
         self._writer = GradeWriter(prompts)
 
     @property
@@ -104,8 +107,15 @@ class Grader:
 
     def grade(self, aspect: Aspect, responses: Sequence[tuple[Sample, str]]) -> list[float | None]:
         """The probability of yes for each response; None where it cannot be read."""
-        turns = [
-            self._writer.write(aspect, question_text(s), s.facts, text) for s, text in responses
-        ]
-        found = self._reader.read(turns, [(s.id, 0) for s, _ in responses])
+        found = self._reader.read(
+            [grading(self._writer, aspect, s, text, self._sees) for s, text in responses]
+        )
         return [None if p is None else p[0] for p in found]
+
+
+def grading(
+    writer: GradeWriter, aspect: Aspect, sample: Sample, response: str, sees: bool = False
+) -> Turn:
+    """The turn about one response to a sample, with its images for a judge that sees."""
+    text = writer.write(aspect, asked_question(sample), sample.facts, response)
+    return Turn(text, (sample.id, 0), sample.images if sees else ())

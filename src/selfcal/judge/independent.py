@@ -27,7 +27,7 @@ def compared(good_first: float, good_second: float) -> tuple[float, float, float
 
 
 class IndependentScorer:
-    """A text language model that grades responses one by one, as a judge of pairs."""
+    """A language model that grades responses one by one, as a judge of pairs."""
 
     def __init__(self, path: str, prompt: str | None, how: Reading) -> None:
         """Load the grader from a folder, the hub or `miniworld:NAME`.

@@ -101,11 +101,12 @@ def assess(judge: Judge, pairs: Sequence[LabelledPair]) -> dict[str, JSON]:
 
 def ask_both(judge: Judge, pairs: Sequence[LabelledPair]) -> tuple[list[Judgment], list[Judgment]]:
     """Judgments in the pairs' order and in the swapped order; each pair is a sample of its own."""
+    from selfcal.judge.asking import sample_of
     from selfcal.judge.scorer import Comparison
 
     asked = []
     for i, pair in enumerate(pairs):
-        sample = Sample(str(i), "", pair.question, "", facts=pair.facts)
+        sample = sample_of(pair, str(i))
         a, b = _candidate(sample, 0, pair.first), _candidate(sample, 1, pair.second)
         asked += [Comparison(sample, a, b), Comparison(sample, b, a)]
     made = judge.judge(asked)

@@ -5,20 +5,23 @@ its first response, then each opponent. A piece is one row of a batch; its keys 
 gathered for all pieces that follow it. Out come the logits after each prompt's last token. Batches
 hold pieces of like length, so that little is padding.
 
+A piece that begins with images comes with the model's inputs for them, and is a pass of its own;
+what follows it needs no image again.
+
 A batch of pieces is laid out as [what came before, with its padding][padding][piece]: the mask
 knows what is padding, positions count tokens alone, and the last column is every row's last token.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from transformers.cache_utils import Cache
 
 from selfcal.clock import spent
-from selfcal.kv import GivenLayer, whole_cache
+from selfcal.kv import GivenLayer, own_positions, whole_cache
 from selfcal.memory import attempt
 from selfcal.policy import ModelError
 
@@ -41,6 +44,8 @@ class Piece:
     """Number of the prompt that ends here, or -1."""
     row: int = 0
     """In the batch of the piece before it."""
+    seen: Mapping[str, torch.Tensor] | None = None
+    """The model's inputs where the piece begins with images, one row."""
 
 
 @dataclass(slots=True)
@@ -53,6 +58,8 @@ class Counts:
     prompts: int = 0
     back_offs: int = 0
     """How often memory ran out."""
+    images: int = 0
+    """How often a prompt's images were encoded."""
 
 
 @dataclass(slots=True)
@@ -65,7 +72,7 @@ class _States:
     mask: torch.Tensor
     """[rows, columns]"""
     lengths: torch.Tensor
-    """Tokens of each row, [rows]."""
+    """Positions that each row has taken, [rows]: its tokens, if an image takes one for each."""
 
 
 class _Layer(GivenLayer):
@@ -96,7 +103,7 @@ class _Layer(GivenLayer):
 
 
 class Forward:
-    """Passes of one causal language model."""
+    """Passes of one causal language model, or of one that sees."""
 
     def __init__(self, model: Any, pad_id: int, device: str, rows: int) -> None:
         """At most `rows` rows a pass."""
@@ -117,10 +124,15 @@ class Forward:
     ) -> Iterator[tuple[list[int], torch.Tensor]]:
         left = sorted(pieces, key=lambda p: len(p.tokens))
         while left:
-            batch = _batch(left, self.rows)
-            made, said = attempt(lambda batch=batch: self._pass(batch, before))  # type: ignore[misc]
+            seen = left[0].seen
+            batch = _batch(left, 1 if seen else self.rows)
+            made, said = attempt(
+                lambda batch=batch, seen=seen: (  # type: ignore[misc]
+                    self._look(batch[0], seen) if seen else self._pass(batch, before)
+                )
+            )
             if made is None:
-                self._back_off(len(batch), said)
+                self.back_off(len(batch), said)
                 continue
             states, logits = made
             left = left[len(batch) :]
@@ -133,7 +145,12 @@ class Forward:
                     piece.row = row
             yield from self._descend([p for first in batch for p in first.after], states)
 
-    def _back_off(self, rows: int, said: str) -> None:
+    def back_off(self, rows: int, said: str) -> None:
+        """Go on with half as many rows a pass.
+
+        Raises:
+            ModelError: there was just one.
+        """
         if rows == 1:
             raise ModelError(
                 f"the judge runs out of memory ({said}): give a smaller judge.batch_size or "
@@ -174,13 +191,34 @@ class Forward:
             )  # fmt: skip
         self.counts.needed += sum(len(piece.tokens) for piece in batch)
         self.counts.forwarded += ids.numel()
-        states = None
-        if keep and cache is not None:
-            states = _States(
-                [layer.keys for layer in cache.layers], [layer.values for layer in cache.layers],
-                mask, lengths,
-            )  # fmt: skip
-        return states, out.logits[:, -1].float()
+        kept = _kept(cache, mask, lengths) if keep and cache is not None else None
+        return kept, out.logits[:, -1].float()
+
+    def _look(
+        self, piece: Piece, seen: Mapping[str, torch.Tensor]
+    ) -> tuple[_States | None, torch.Tensor]:
+        """A piece that begins with images."""
+        import torch
+
+        cache = whole_cache() if piece.after else None
+        with spent("model"), torch.inference_mode():
+            out = self._model(
+                **seen, past_key_values=cache, use_cache=cache is not None, logits_to_keep=1
+            )
+        mask = seen["attention_mask"].bool()
+        lengths = mask.sum(dim=1)
+        if own := own_positions(self._model):
+            lengths = lengths + own.rope_deltas[:, 0].to(lengths)
+        self.counts.images += 1
+        self.counts.needed += len(piece.tokens)
+        self.counts.forwarded += mask.numel()
+        kept = _kept(cache, mask, lengths) if cache is not None else None
+        return kept, out.logits[:, -1].float()
+
+
+def _kept(cache: Cache, mask: torch.Tensor, lengths: torch.Tensor) -> _States:
+    keys, values = ([getattr(la, name) for la in cache.layers] for name in ("keys", "values"))
+    return _States(keys, values, mask, lengths)
 
 
 def _batch(pieces: Sequence[Piece], rows: int) -> list[Piece]:

@@ -70,7 +70,9 @@ def label_pairs(
         if verdict is None:
             drops.append(Drop(s.id, "judge/labels", "unreadable-label"))
         else:
-            pairs.append(LabelledPair(s.id, question_text(s), s.facts, one, other, verdict))
+            pairs.append(
+                LabelledPair(s.id, question_text(s), s.facts, one, other, verdict, s.images)
+            )
     return pairs, drops
 
 
@@ -104,7 +106,8 @@ def grade_responses(
         if good is None:
             drops.append(Drop(s.id, "judge/grades", "unreadable-label"))
         else:
-            graded.append(GradedResponse(s.id, question_text(s), s.facts, text, good, aspect))
+            question = question_text(s)
+            graded.append(GradedResponse(s.id, question, s.facts, text, good, aspect, s.images))
     return graded, drops
 
 
@@ -131,7 +134,7 @@ def rank_responses(
         elif len(set(ranks)) < 2:
             drops.append(Drop(s.id, "judge/rankings", "all-equal"))
         else:
-            ranked.append(RankedResponses(s.id, question_text(s), s.facts, own, ranks))
+            ranked.append(RankedResponses(s.id, question_text(s), s.facts, own, ranks, s.images))
     return ranked, drops
 
 
