@@ -180,7 +180,7 @@ def test_fresh_labels_are_of_some_samples_with_two_candidates(
     )
     judge = ScriptedJudge(lambda c: "first" if c.first.text < c.second.text else "second", 0.9)
     correcting = importlib.import_module("selfcal.methods.parts.correcting")
-    monkeypatch.setattr(correcting, "label_giver", lambda recipe: labels)
+    monkeypatch.setattr(correcting, "label_giver", lambda recipe, work: labels)
     monkeypatch.setattr(
         correcting, "judging", lambda recipe: parts.Judging((), {}, lambda work: judge)
     )

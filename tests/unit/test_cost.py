@@ -134,3 +134,17 @@ def test_plan_of_a_method_without_fine_tuning_and_measurement() -> None:
         "Cost of 10 stages: up to 1.09 G generated tokens, 612 optimizer steps, up to 39,000 "
         "preference pairs."
     ) in done.output
+
+
+def test_requests_to_a_served_judge_and_a_served_marker() -> None:
+    server = {"model": "m"}
+    judge = {"kind": "endpoint", "endpoint": server | {"votes": 3}}
+    # in each iteration 20 samples of 4 x 3 ordered pairs, three votes each
+    assert cost_of(judge=judge).requests == 2 * 20 * 12 * 3
+    marked = cost_of(
+        judge={"kind": "guess"},
+        data=SMALL["data"] | {"source": "mine"},
+        evaluate={"splits": ["dev"], "marker": server},
+    )
+    # the seed and two checkpoints on 3 samples, twice
+    assert marked.requests == 3 * 3 * 2

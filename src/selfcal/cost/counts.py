@@ -23,6 +23,7 @@ from selfcal.stage import Stage
 _SECONDS = {
     "data": 0.0013,
     "teacher": 0.0002,
+    "facts": 0.0002,
     "rft": 0.005,
     "sft": 0.005,
     "candidates": 0.0004,
@@ -47,7 +48,7 @@ _SECONDS = {
     "eval": 0.0025,
     "reward": 0.02,
 }
-_LIGHT = {"data", "teacher", "labels", "grades", "rankings", "pairs", "best"}
+_LIGHT = {"data", "teacher", "facts", "labels", "grades", "rankings", "pairs", "best"}
 """Kinds of stages that load no model."""
 _LOADING = 1.5
 """Seconds that a stage with a model takes before its first item."""
@@ -241,7 +242,9 @@ def comparisons_of(recipe: Recipe, stage: Stage) -> int:
 
 def requests_of(recipe: Recipe, stage: Stage) -> int:
     """Requests to a server for each item of a stage."""
-    of_teacher = {"teacher": 1, "taught": 1, "written": written_of(stage, "requests")}
+    of_teacher = {
+        "teacher": 1, "facts": 1, "taught": 1, "written": written_of(stage, "requests")
+    }  # fmt: skip
     of_labels = {"labels": recipe.judge.pairs_per_sample}
     aspects = _settings(stage).get("aspects")
     of_labels["grades"] = (
@@ -254,4 +257,18 @@ def requests_of(recipe: Recipe, stage: Stage) -> int:
     what = kind(stage)
     teacher = of_teacher.get(what, 0) if recipe.teacher.kind == "endpoint" else 0
     labels = of_labels.get(what, 0) if recipe.judge.labels.kind == "endpoint" else 0
-    return teacher + labels
+    return teacher + labels + _judged(recipe, stage) + _marked(recipe, stage)
+
+
+def _judged(recipe: Recipe, stage: Stage) -> int:
+    """Requests to a served judge: votes, if the server gives no log-probabilities."""
+    if recipe.judge.endpoint is None:
+        return 0
+    return comparisons_of(recipe, stage) * recipe.judge.endpoint.votes
+
+
+def _marked(recipe: Recipe, stage: Stage) -> int:
+    """Requests to a served marker: each response is marked twice."""
+    marker = recipe.evaluate.marker
+    marks = marker is not None and marker.kind == "endpoint" and not recipe.data.miniworld
+    return 2 if marks and kind(stage) == "eval" else 0
