@@ -14,26 +14,29 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from selfcal import clock
 from selfcal.errors import SelfcalError, StoreError
 from selfcal.lock import LOCK_FILES, RunLock
 from selfcal.methods import load_method
 from selfcal.policy import model_digest
-from selfcal.recipe import Recipe
+from selfcal.prompts import texts
+from selfcal.recipe import Endpoint, FileTeacher, Local, Recipe, Settings
 from selfcal.stage import Stage, Work
 from selfcal.store import (
     JSON,
     MANIFEST,
     PARTIAL,
     StageDir,
+    file_digest,
     fingerprint,
     read_json,
     write_json,
 )
 from selfcal.types import Result
 
+S = TypeVar("S", bound=Settings)
 RECIPE_FILE = "recipe.json"
 PROFILE_FILE = "profile.json"
 FORMAT = 6
@@ -105,23 +108,56 @@ def plan(recipe: Recipe) -> list[Stage]:
 
 
 def pin(recipe: Recipe) -> Recipe:
-    """The recipe with the digests of its local models, which fingerprints depend on.
+    """The recipe with all that fingerprints depend on and that lies outside of it.
+
+    That is the digests of local models and of a teacher's file, and the texts of prompts that it
+    names by file: a run keeps them, so that it can be looked at when the files are gone.
 
     Raises:
-        SelfcalError: a digest that the recipe names is not that of the model.
+        SelfcalError: a digest that the recipe names is not that of the model or the file, or a
+            prompt cannot be used.
     """
     for name in ("policy", "judge", "reward"):
         part = getattr(recipe, name)
-        found = model_digest(part.model)
-        if part.digest and found and part.digest != found:
-            raise SelfcalError(
-                f"{name}.model: {part.model} has changed ({name}.digest is {part.digest[:12]}, its "
-                f"files give {found[:12]}); put the old files back, or run the recipe without "
-                "the digest to redo what depends on the model"
-            )
-        pinned = part.model_copy(update={"digest": found or part.digest})
+        pinned = part.model_copy(update={"digest": _digest(name, part)})
         recipe = recipe.model_copy(update={name: pinned})
-    return recipe
+    judge, measure = recipe.judge, recipe.evaluate
+    labels = _pinned(judge.labels, "judge.labels", "labels")
+    marker = _pinned(measure.marker, "evaluate.marker", "marker") if measure.marker else None
+    return recipe.model_copy(
+        update={
+            "teacher": _pinned(recipe.teacher, "teacher", "teacher"),
+            "judge": judge.model_copy(update={"labels": labels}),
+            "evaluate": measure.model_copy(update={"marker": marker}),
+        }
+    )
+
+
+def _pinned(settings: S, place: str, who: str) -> S:
+    """The settings of one who is asked, pinned; `who`: as its prompts are found."""
+    update: dict[str, Any] = {}
+    if isinstance(settings, Local | FileTeacher):
+        update["digest"] = _digest(place, settings)
+    if isinstance(settings, Endpoint | Local):
+        read = texts(who, settings.prompts, f"{place}.prompts")
+        update["prompts"] = {name: f"{text.rstrip()}\n" for name, text in read.items()}
+    return settings.model_copy(update=update)
+
+
+def _digest(place: str, part: Any) -> str | None:
+    """The digest of a local model, or of a file; as it was given where there is none here."""
+    if isinstance(part, FileTeacher):
+        key, name, path = "path", part.path, Path(part.path)
+        found = file_digest(path) if path.is_file() else None
+    else:
+        key, name, found = "model", part.model, model_digest(part.model)
+    if part.digest and found and part.digest != found:
+        raise SelfcalError(
+            f"{place}.{key}: {name} has changed ({place}.digest is {part.digest[:12]}, its "
+            f"files give {found[:12]}); put the old files back, or run the recipe without "
+            "the digest to redo what depends on it"
+        )
+    return found or part.digest
 
 
 def locate(recipe: Recipe, run: Path) -> list[Planned]:

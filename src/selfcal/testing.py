@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from selfcal.data import read_samples
+from selfcal.evaluate.marking import FLAWS
+from selfcal.evaluate.marking import Said as Marks
 from selfcal.judge.scorer import VERDICTS, Comparison, judgment
 from selfcal.miniworld import build, models
 from selfcal.types import Aspect, Judgment, Sample, Verdict
@@ -102,6 +104,24 @@ class ScriptedLabels:
         return self.says(sample, first, second)
 
 
+@dataclass
+class ScriptedMarker:
+    """A marker that knows the flaws of a response and errs where a function says so."""
+
+    knows: Callable[[Sample, str], Marks]
+    errs: Callable[[Sample, str, bool, str], bool] = lambda sample, response, reverse, flaw: False
+    """Whether it says the contrary about a flaw."""
+
+    def mark(self, sample: Sample, response: str, reverse: bool = False) -> Marks:
+        """The truth, or at times the contrary."""
+        true = self.knows(sample, response)
+        own = [
+            None if t is None else t != self.errs(sample, response, reverse, flaw)
+            for t, flaw in zip(true, FLAWS, strict=True)
+        ]
+        return own[0], own[1], own[2]
+
+
 def tiny_samples(folder: Path, n: int = 4, split: str = "rft") -> list[Sample]:
     """Build `n` MiniWorld samples, with their images, in a folder."""
     build.build(folder, {split: n})
@@ -157,6 +177,7 @@ def _randomize(model: Any, seed: int) -> None:
 __all__ = [
     "ScriptedJudge",
     "ScriptedLabels",
+    "ScriptedMarker",
     "ScriptedTeacher",
     "tiny_judge",
     "tiny_policy",

@@ -43,6 +43,12 @@ def test_scale() -> None:
     assert found["targets"].keys() <= found.keys()
 
 
+def test_data() -> None:
+    found = last_line("benchmarks/data.py", "--sizes", "50,100")
+    assert found["targets"].keys() <= found.keys()
+    assert found["drawn"] == 100  # fewer than asked for, and all there are
+
+
 def test_full_size_scaled_down() -> None:
     found = last_line("benchmarks/full_size.py", "--threads", 1)
     assert found["scaled_down"]

@@ -26,7 +26,7 @@ from selfcal.rationale import answers_agree, parse
 from selfcal.recipe import Recipe, RecipeError, load_recipe
 from selfcal.stage import Work
 from selfcal.types import Drop, GradedResponse, RankedResponses, Rollout, Sample
-from selfcal.view.cost import count
+from selfcal.cost.counts import count
 from unit.hand_made import EVIL, call, flat
 
 ROOT = Path(__file__).parents[2]
@@ -529,7 +529,7 @@ def test_a_template_that_is_none_is_told_before_anything_is_paid_for(name: str, 
 @pytest.mark.parametrize("recipe", ["miniworld-{}", "{}-qwen25-vl-7b"])
 @pytest.mark.parametrize("name", METHODS)
 def test_plans_name_tokens_and_questions(name: str, recipe: str) -> None:
-    said = call("plan", ROOT / "recipes" / (recipe.format(name) + ".yaml"))
+    said = call("plan", ROOT / "recipes" / (recipe.format(name) + ".yaml"), "--gpu", "h100")
     assert said.exit_code == 0, said.output
     cost = " ".join(said.output.split())
     assert re.search(r"Cost of \d+ stages: up to \S+ [MG] generated tokens", cost)

@@ -35,7 +35,7 @@ from selfcal.policy import Policy, load_policy
 from selfcal.recipe import Grpo
 from selfcal.store import StageDir
 from selfcal.testing import _randomize
-from selfcal.train import Graded, Group, Ledger, Run, Trained, TrainingError, grpo, online
+from selfcal.train import Graded, Group, Ledger, Run, Trained, TrainingError, common, grpo
 from selfcal.types import Rollout, Sample
 from tiny.conftest import talk
 from tiny.families import TEXT
@@ -87,7 +87,7 @@ def tiny_qwen(folder: Path) -> str:
     return str(folder)
 
 
-def loaded(name: str, dtype: str = "float32", device: str = "cpu") -> Policy:
+def loaded(name: str, dtype: str = "float32", device: str = "cpu", *_: object) -> Policy:
     """A policy that likes to say sentences and never says an image, as random weights would."""
     if Path(name, "processor_config.json").exists():
         policy = load_policy(name, dtype, device)
@@ -101,7 +101,7 @@ def loaded(name: str, dtype: str = "float32", device: str = "cpu") -> Policy:
 @pytest.fixture(scope="module", autouse=True)
 def talking() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(online, "load_policy", loaded)
+        patch.setattr(common, "load_policy", loaded)
         yield
 
 
@@ -324,7 +324,7 @@ def test_an_image_is_never_said_however_likely_it_is(
     """No image would belong to it."""
     model = policy_folder if family == "llava" else tiny_qwen(tmp_path / "model")
 
-    def tempted(name: str, dtype: str = "float32", device: str = "cpu") -> Policy:
+    def tempted(name: str, dtype: str = "float32", device: str = "cpu", *_: object) -> Policy:
         policy = loaded(name, dtype, device)
         image = policy.tokenizer.convert_tokens_to_ids("<image>")
         only_image = torch.arange(len(policy.tokenizer)) == image
@@ -340,7 +340,7 @@ def test_an_image_is_never_said_however_likely_it_is(
     with torch.inference_mode():
         next_ones = policy.model(**policy.encode(samples[:2])).logits[:, -1].argmax(dim=-1)
     assert next_ones.tolist() == [image, image]
-    monkeypatch.setattr(online, "load_policy", tempted)
+    monkeypatch.setattr(common, "load_policy", tempted)
     seen = watched(monkeypatch)
     ran = train(tmp_path, model, samples[:2], steps=1)
     assert image not in torch.cat([batch["completion_ids"] for batch in seen])
@@ -383,7 +383,7 @@ def test_what_is_set_is_what_trl_gets_and_it_can_train_all_weights(
         return made[-1]
 
     monkeypatch.setattr(trl, "GRPOConfig", keep)
-    monkeypatch.setattr(online, "load_policy", load_policy)  # as TRL loads the other one
+    monkeypatch.setattr(common, "load_policy", load_policy)  # as TRL loads the other one
     unusual = {"kl": 0.3, "clip": 0.07, "top_p": 0.6, "temperature": 1.7, "loss": "bnpo"}
     ran = train(tmp_path, policy_folder, samples[:2], lora=None, steps=2, updates=2, **unusual)
     (args,) = made

@@ -150,7 +150,7 @@ def test_the_budget_is_spent_in_the_samples_order(
 # --- STIC -----------------------------------------------------------------------------------
 
 
-def echo(policy: Any, asked: Iterable[Sample], limit: int, may: Any = None) -> Iterator[str]:
+def echo(policy: Any, asked: Iterable[Sample], limit: int, **_: Any) -> Iterator[str]:
     """Responds with the question and how much the image differs from a clean one."""
     for s in asked:
         yield f"{s.question} [{load_image(Path(s.image)).tobytes().hex()}]"
@@ -182,7 +182,7 @@ def test_stic_asks_well_and_badly_in_turn(
 def test_stic_drops_equal_responses(
     tmp_path: Path, policy_folder: str, samples: list[Sample], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def deaf(policy: Any, asked: Iterable[Sample], limit: int, may: Any = None) -> Iterator[str]:
+    def deaf(policy: Any, asked: Iterable[Sample], limit: int, **_: Any) -> Iterator[str]:
         return (f"{s.id} {s.question.startswith('Guess')}" for s in asked)
 
     monkeypatch.setattr(search, "respond", deaf)
@@ -245,7 +245,7 @@ def test_ha_dpo_mends_the_policys_own_responses(
     teacher = MiniWorldTeacher(0.0, 0)
     faulty = {s.id for s in samples[::3]}
 
-    def say(policy: Any, asked: Iterable[Sample], limit: int, may: Any = None) -> Iterator[str]:
+    def say(policy: Any, asked: Iterable[Sample], limit: int, **_: Any) -> Iterator[str]:
         for s in asked:
             gold = teacher.write(s)
             yield teacher.spoil(s, gold) if s.id in faulty else gold
@@ -266,7 +266,7 @@ def test_ha_dpo_mends_the_policys_own_responses(
 def test_an_endpoint_is_asked_side_by_side_and_in_order(policy_folder: str) -> None:
     import threading
 
-    own = recipe("ha_dpo", policy_folder, teacher={"kind": "endpoint", "endpoint": {"model": "m"}})
+    own = recipe("ha_dpo", policy_folder, teacher={"kind": "endpoint", "model": "m"})
     together = threading.Barrier(16, timeout=30)  # nobody goes on before 16 have come
 
     def ask(i: int) -> Made:

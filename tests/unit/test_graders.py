@@ -843,7 +843,7 @@ def test_statements_are_not_held_against_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """But some of the samples may have no facts, and the logic needs none."""
-    monkeypatch.setattr(learned, "label_giver", lambda recipe: Grades())
+    monkeypatch.setattr(learned, "label_giver", lambda recipe, work: Grades())
     recipe = Recipe(name="r", iterations=1, data={"rft": 2})
 
     def graded(name: str, prompts: Prompts, *facts: str) -> int:

@@ -130,7 +130,7 @@ def test_category_names_never_mix_with_all(category: str, name: str) -> None:
 
 def test_without_a_verifier_only_answer_and_form_are_measured() -> None:
     found = {r.metric for r in measure(RESPONSES, "seed", "dev", 0, verified=False)}
-    assert found == {"answer_accuracy", "format_compliance"}
+    assert found == {"answer_accuracy", "format_compliance", "unreadable"}
 
 
 BARS = Sample(

@@ -1,23 +1,17 @@
-"""Teacher, label-giving judge and the chat client they share, against a real server on loopback."""
+"""Teachers and label-giving judges, against a server on loopback."""
 
 from __future__ import annotations
 
 import base64
 import io
 import json
-import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from PIL import Image
 
-from selfcal import chat
-from selfcal.chat import ChatClient, ChatError, user_message
+from selfcal.chat import ChatClient
 from selfcal.judge.labels import ChatLabels, LabelError, VerifierLabels, read_verdict
 from selfcal.miniworld.build import build
 from selfcal.miniworld.verifier import verify
@@ -25,87 +19,9 @@ from selfcal.rationale import parse
 from selfcal.teacher import ChatTeacher, MiniWorldTeacher, TeacherError, rewrite
 from selfcal.testing import ScriptedTeacher
 from selfcal.types import Sample, WrittenRap, question_text
+from unit.chat_server import Serve, completion
 
-KEY = "sk-secret-0123456789"
 GOOD = "Rationale: There are two dogs. So it is 2.\nAnswer: 2"
-Reply = tuple[int, dict[str, str], bytes]
-
-
-def completion(content: object) -> Reply:
-    """A chat completion as servers send it."""
-    message = {"role": "assistant", "content": content}
-    return 200, {}, json.dumps({"choices": [{"index": 0, "message": message}]}).encode()
-
-
-@dataclass
-class Server:
-    """Replies in turn, the last one for ever; None never replies."""
-
-    replies: list[Reply | None]
-    requests: list[dict[str, Any]] = field(default_factory=list)
-    headers: list[dict[str, str]] = field(default_factory=list)
-    paths: list[str] = field(default_factory=list)
-    url: str = ""
-    over: threading.Event = field(default_factory=threading.Event)
-    lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def handle(self, request: BaseHTTPRequestHandler) -> None:
-        """Note the request and answer it."""
-        body = json.loads(request.rfile.read(int(request.headers["Content-Length"])))
-        with self.lock:
-            self.requests.append(body)
-            self.headers.append({k.lower(): v for k, v in request.headers.items()})
-            self.paths.append(request.path)
-            reply = self.replies[min(len(self.requests), len(self.replies)) - 1]
-        if reply is None:
-            self.over.wait(30)
-            return
-        status, headers, content = reply
-        request.send_response(status)
-        for name, value in {**headers, "Content-Length": str(len(content))}.items():
-            request.send_header(name, value)
-        request.end_headers()
-        request.wfile.write(content)
-
-
-Serve = Callable[..., Server]
-
-
-@pytest.fixture
-def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Serve]:
-    """Starts servers on loopback."""
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    running: list[tuple[Server, ThreadingHTTPServer]] = []
-
-    def start(*replies: Reply | None) -> Server:
-        server = Server(list(replies))
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                server.handle(self)
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        server.url = f"http://127.0.0.1:{http.server_port}/v1"
-        threading.Thread(target=http.serve_forever, args=(0.01,), daemon=True).start()
-        running.append((server, http))
-        return server
-
-    yield start
-    for server, http in running:
-        server.over.set()
-        http.shutdown()
-        http.server_close()
-
-
-@pytest.fixture
-def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The pauses that the client would have made."""
-    pauses: list[float] = []
-    monkeypatch.setattr(chat, "sleep", pauses.append)
-    return pauses
 
 
 @pytest.fixture
@@ -113,163 +29,6 @@ def sample(tmp_path: Path) -> Sample:
     """A sample with a small red image."""
     Image.new("RGB", (4, 4), "red").save(tmp_path / "a.png")
     return Sample("s1", str(tmp_path / "a.png"), "How many dogs?", "2", facts="two dogs")
-
-
-def failure(server: Server, **settings: Any) -> str:
-    """The text of the error that asking this server ends in."""
-    with ChatClient(server.url, "m", **settings) as client, pytest.raises(ChatError) as caught:
-        client.ask([user_message("hello")])
-    assert server.url in str(caught.value)
-    return str(caught.value)
-
-
-def test_request_and_reply(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MY_KEY", f"{KEY}\n")
-    server = serve(completion(" Hi "))
-    with ChatClient(server.url, "m", "MY_KEY", temperature=0.5, max_tokens=9) as client:
-        assert client.ask([user_message("hello")]) == "Hi"
-    assert server.requests == [
-        {
-            "model": "m",
-            "temperature": 0.5,
-            "max_tokens": 9,
-            "messages": [{"role": "user", "content": "hello"}],
-        }
-    ]
-    assert server.paths == ["/v1/chat/completions"]
-    assert server.headers[0]["authorization"] == f"Bearer {KEY}"
-
-
-def test_no_key_is_sent_where_none_is_set(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("MY_KEY", raising=False)
-    server = serve(completion("Hi"))
-    with ChatClient(server.url, "m", "MY_KEY") as client:
-        client.ask([user_message("hello")])
-    assert "authorization" not in server.headers[0]
-
-
-@pytest.mark.parametrize("end", ["", "/", "/v1", "/v1/", "/v1/chat/completions"])
-def test_base_url_forms(serve: Serve, end: str) -> None:
-    server = serve(completion("Hi"))
-    with ChatClient(server.url.removesuffix("/v1") + end, "m") as client:
-        assert client.ask([user_message("hello")]) == "Hi"
-    assert server.paths == ["/v1/chat/completions"]
-
-
-@pytest.mark.parametrize("url", ["", "localhost:8000", "ftp://h/v1", "http://[::1", "http:///v1"])
-def test_bad_base_urls(url: str) -> None:
-    with pytest.raises(ChatError, match=r"base URL.*give http://HOST:PORT/v1"):
-        ChatClient(url, "m")
-
-
-def test_password_and_query_of_the_url_are_not_shown(serve: Serve) -> None:
-    server = serve((400, {}, b"no"))
-    url = server.url.replace("http://", "http://me:hidden@") + "?key=hidden2"
-    with ChatClient(url, "m") as client, pytest.raises(ChatError) as caught:
-        client.ask([user_message("hello")])
-    assert "hidden" not in str(caught.value)
-
-
-def test_empty_reply_and_thinking(serve: Serve) -> None:
-    server = serve(completion(None), completion("<think>Answer: 3?</think>\n\nfirst"))
-    with ChatClient(server.url, "m") as client:
-        assert client.ask([user_message("hello")]) == ""
-        assert client.ask([user_message("hello")]) == "first"
-
-
-def test_429_then_ok(serve: Serve, pauses: list[float]) -> None:
-    server = serve((429, {"Retry-After": "7"}, b"slow"), (503, {}, b""), completion("Hi"))
-    with ChatClient(server.url, "m") as client:
-        assert client.ask([user_message("hello")]) == "Hi"
-    assert pauses == [7.0, 2.0]
-
-
-def test_500_for_ever(serve: Serve, pauses: list[float]) -> None:
-    server = serve((500, {"Retry-After": "9999"}, b"out of\x1b[31m memory"))
-    text = failure(server, retries=2)
-    assert "status 500 (out of [31m memory), 3 tries; look at the server's log" in text
-    assert len(server.requests) == 3
-    assert pauses == [60.0, 60.0]
-
-
-def test_pauses_grow_to_a_limit(serve: Serve, pauses: list[float]) -> None:
-    failure(serve((500, {}, b"")), retries=8)
-    assert pauses == [1, 2, 4, 8, 16, 32, 60, 60]
-
-
-@pytest.mark.parametrize(
-    ("status", "way_out"),
-    [(400, "takes images"), (404, "base URL and the model's name"), (307, "base URL")],
-)
-def test_refusals_are_not_tried_again(
-    serve: Serve, pauses: list[float], status: int, way_out: str
-) -> None:
-    server = serve((status, {"Location": "/elsewhere"}, b"x" * 5000))
-    text = failure(server)
-    assert f"status {status}" in text and way_out in text and len(text) < 500
-    assert len(server.requests) == 1 and not pauses
-
-
-@pytest.mark.parametrize(
-    "body",
-    [
-        b"<html>it works</html>",
-        b"\xff\xfe",
-        b"",
-        b"[" * 100_000,
-        b"[]",
-        b"null",
-        b'{"choices": []}',
-        b'{"choices": [{"message": {}}]}',
-        b'{"choices": [{"message": {"content": [1]}}]}',
-    ],
-)
-def test_garbage_is_no_reply(serve: Serve, body: bytes) -> None:
-    server = serve((200, {}, body))
-    text = failure(server)
-    assert "status 200, but no chat completion" in text and "base URL" in text
-    assert len(server.requests) == 1
-
-
-def test_timeout(serve: Serve, pauses: list[float]) -> None:
-    server = serve(None)
-    text = failure(server, timeout=0.2, retries=1)
-    assert "no reply within 0.2 s" in text and "raise the timeout" in text
-    assert len(server.requests) == 2 and pauses == [1.0]
-
-
-def test_no_server(serve: Serve, pauses: list[float]) -> None:
-    url = "http://127.0.0.1:9/v1"  # the discard port, where nothing listens
-    text = failure(Server([], url=url), retries=1)
-    assert "no connection" in text and "start the server" in text and pauses == [1.0]
-
-
-def test_the_key_is_never_shown(
-    serve: Serve, pauses: list[float], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("MY_KEY", KEY)
-    echo = f"{'x' * 190} wrong key: {KEY}".encode()  # the cut falls into the key
-    for status, body in [(401, echo), (500, echo), (200, echo), (403, KEY.encode())]:
-        text = failure(serve((status, {}, body)), api_key_env="MY_KEY", retries=0)
-        assert "sk-" not in text
-    assert "check the key in $MY_KEY" in text and "not set" not in text
-    monkeypatch.delenv("MY_KEY")
-    assert "$MY_KEY, which is not set" in failure(serve((401, {}, b"")), api_key_env="MY_KEY")
-    assert "api_key_env" in failure(serve((401, {}, b"")))
-    for bad in (f"{KEY}\nX: y", f"{KEY} x", f"{KEY}é"):
-        monkeypatch.setenv("MY_KEY", bad)
-        with pytest.raises(ChatError, match=r"key in \$MY_KEY") as caught:
-            ChatClient("http://127.0.0.1:1/v1", "m", "MY_KEY")
-        assert "sk-" not in str(caught.value)
-
-
-def test_threads_share_a_client(serve: Serve) -> None:
-    server = serve(completion("Hi"))
-    with ChatClient(server.url, "m") as client, ThreadPoolExecutor(8) as pool:
-        turns = [[user_message(str(i))] for i in range(40)]
-        assert list(pool.map(client.ask, turns)) == ["Hi"] * 40
-    asked = {request["messages"][0]["content"] for request in server.requests}
-    assert asked == {str(i) for i in range(40)}
 
 
 def test_chat_teacher_sends_image_question_and_format(serve: Serve, sample: Sample) -> None:

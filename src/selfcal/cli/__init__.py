@@ -13,14 +13,19 @@ from typing import Annotated, NoReturn
 import typer
 
 from selfcal import __version__
-from selfcal.cli import base, compare, judge, runs, world
+from selfcal.cli import base, compare, data, eval, export, init, judge, rehearse, runs, world
 
 app = typer.Typer(
     **base.SETTINGS, epilog=base.examples("run recipes/miniworld-src.yaml --out runs/demo")
 )
 app.add_typer(runs.app)  # without a name: its commands are selfcal's own
 app.add_typer(compare.app)
+app.add_typer(eval.app)
+app.add_typer(export.app)
+app.add_typer(init.app)
 app.add_typer(judge.app, name="judge")
+app.add_typer(rehearse.app, name="rehearse")
+app.add_typer(data.app, name="data")
 app.add_typer(world.app, name="miniworld")
 
 

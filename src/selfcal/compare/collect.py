@@ -11,6 +11,7 @@ from typing import Any, Literal
 from selfcal.compare.runs import Place, finished, seeded
 from selfcal.judge.labels import known_truth
 from selfcal.pipeline import Planned, locate
+from selfcal.rationale import FORMATS, RapFormat
 from selfcal.recipe import Recipe
 from selfcal.types import PreferencePair, Response, Result, Sample, Verdict
 
@@ -78,7 +79,7 @@ def read_outcome(run: Path, recipe: Recipe, split: str) -> Outcome:
         recipe.seed,
         {c: _answers(p, split, asked) for c, p in evals.items() if p.folder.has(split, 0)},
         frozenset(r.metric for r in results),
-        _quality(stages) if recipe.data.miniworld else {},
+        _quality(stages, FORMATS[recipe.format]) if recipe.data.miniworld else {},
         spent([p.folder.manifest() for p in stages.values()]),
     )
 
@@ -87,22 +88,22 @@ def _answers(p: Planned, split: str, asked: Mapping[str, Question]) -> dict[Ques
     return {asked[r.sample_id]: r for r in p.folder.records(split, Response)}
 
 
-def _quality(stages: Mapping[str, Planned]) -> dict[str, Counter[Truth]]:
+def _quality(stages: Mapping[str, Planned], form: RapFormat) -> dict[str, Counter[Truth]]:
     made = {n.removesuffix("/pairs"): p for n, p in stages.items() if n.endswith("/pairs")}
     if not made:
         return {}
     samples = {s.id: s for s in stages["data"].folder.read("calibration", Sample)}
     return {
         name: Counter(
-            _truth(samples[pair.sample_id], pair)
+            _truth(samples[pair.sample_id], pair, form)
             for pair in p.folder.records("pairs", PreferencePair)
         )
         for name, p in made.items()
     }
 
 
-def _truth(sample: Sample, pair: PreferencePair) -> Truth:
-    return known_truth(sample, pair.chosen, pair.rejected) or "unknown"
+def _truth(sample: Sample, pair: PreferencePair, form: RapFormat) -> Truth:
+    return known_truth(sample, pair.chosen, pair.rejected, form) or "unknown"
 
 
 def spent(manifests: list[dict[str, Any]]) -> Spent:

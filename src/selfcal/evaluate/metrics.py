@@ -11,19 +11,21 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+from selfcal.evaluate.extract import kind_of, read_answer
+from selfcal.evaluate.score import is_right
 from selfcal.miniworld.verifier import verify
-from selfcal.rationale import answers_agree, parse
+from selfcal.rationale import HEADINGS, RapFormat
 from selfcal.types import Response, Result, Sample
 
 
-def grade(sample: Sample, text: str) -> Response:
+def grade(sample: Sample, text: str, form: RapFormat = HEADINGS) -> Response:
     """Grade a response with MiniWorld's verifier."""
-    found = verify(sample, text)
+    found = verify(sample, text, form)
     return Response(
         sample_id=sample.id,
         category=sample.category,
         text=text,
-        answer=parse(text).answer,
+        answer=found.answer,
         compliant=found.compliant,
         correct=found.correct,
         sound=found.sound,
@@ -36,12 +38,20 @@ def grade(sample: Sample, text: str) -> Response:
     )
 
 
-def grade_answer(sample: Sample, text: str) -> Response:
-    """Grade a response where no verifier knows the truth: its answer and its form alone."""
-    rap = parse(text)
-    correct = answers_agree(rap.answer, sample.answer, sample.choices)
+def grade_answer(
+    sample: Sample, text: str, form: RapFormat = HEADINGS, cut: bool = False
+) -> Response:
+    """Grade a response where no verifier knows the truth: its answer and its form alone.
+
+    The answer is read out of any style; one that cannot be read is empty, and not right. `cut`:
+    the response ended at the token limit.
+    """
+    rap, kind = form.parse(text), kind_of(sample)
+    answer = read_answer(text, kind, sample.choices, cut)
+    if answer is None and rap.compliant and not cut:
+        answer = read_answer(rap.answer, kind, sample.choices)
     return Response(
-        sample.id, sample.category, text, rap.answer, rap.compliant, correct,
+        sample.id, sample.category, text, answer or "", rap.compliant, is_right(answer, sample),
         sound=False, counterfactual=False, insufficient=False, unreasonable=False,
         inconsistent=False, true_statements=0, statements=0,
     )  # fmt: skip
@@ -90,6 +100,11 @@ METRICS: dict[str, Metric] = {
     ),
 }
 
+READING: dict[str, Metric] = {
+    "unreadable": Metric(lambda r: not r.answer, _one, "no answer can be read", verified=False),
+}
+"""Measured only where answers are read out of any style, without a verifier."""
+
 
 def ratio(pairs: Iterable[tuple[float, float]]) -> tuple[float, float, int]:
     """Value, standard error and n of a ratio of sums.
@@ -124,7 +139,7 @@ def measure(
     return [
         Result(checkpoint, split, where, name, *_rated(metric, own), seed)
         for where, own in groups.items()
-        for name, metric in METRICS.items()
+        for name, metric in (METRICS if verified else METRICS | READING).items()
         if verified or not metric.verified
     ]
 

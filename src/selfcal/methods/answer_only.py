@@ -10,9 +10,10 @@ no judge, but it needs reference answers, which SRC does not.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from selfcal.methods import parts
-from selfcal.rationale import answers_agree, parse
+from selfcal.rationale import FORMATS, HEADINGS, RapFormat, answers_agree
 from selfcal.recipe import Recipe
 from selfcal.stage import Stage
 from selfcal.types import Candidate, Drop, PreferencePair, Sample
@@ -20,18 +21,21 @@ from selfcal.types import Candidate, Drop, PreferencePair, Sample
 
 def plan(recipe: Recipe) -> list[Stage]:
     """The stages of the method."""
+    own = partial(decide, form=FORMATS[recipe.format])
 
     def iteration(t: int, start: str | None) -> list[Stage]:
         return [
             parts.candidates(recipe, t, start),
-            parts.pairs_by(recipe, t, decide, "right answer against wrong answer"),
+            parts.pairs_by(recipe, t, own, "right answer against wrong answer"),
             parts.preference_tuning(recipe, t, start),
         ]
 
     return parts.loop(recipe, iteration)
 
 
-def decide(sample: Sample, found: Sequence[Candidate]) -> PreferencePair | Drop:
+def decide(
+    sample: Sample, found: Sequence[Candidate], form: RapFormat = HEADINGS
+) -> PreferencePair | Drop:
     """The likeliest right candidate against the likeliest wrong one.
 
     Dropped as `one-candidate`, `all-right`, `all-wrong`, or `no-answer`: the sample has none.
@@ -40,7 +44,9 @@ def decide(sample: Sample, found: Sequence[Candidate]) -> PreferencePair | Drop:
         return Drop(sample.id, "pairs", "no-answer")
     if len(found) < 2:
         return Drop(sample.id, "pairs", "one-candidate")
-    right = [c for c in found if answers_agree(parse(c.text).answer, sample.answer, sample.choices)]
+    right = [
+        c for c in found if answers_agree(form.parse(c.text).answer, sample.answer, sample.choices)
+    ]
     wrong = [c for c in found if c not in right]
     if not right or not wrong:
         return Drop(sample.id, "pairs", "all-right" if right else "all-wrong")

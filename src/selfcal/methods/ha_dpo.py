@@ -50,7 +50,8 @@ def _pairs(recipe: Recipe, t: int, start: str | None) -> Stage:
         responses = greedy(recipe, work, start, samples, lambda sample: [sample])
         return each(recipe, lambda said: mended(teacher, said[0], said[1][0]), responses)
 
-    settings = {"teacher": teacher_settings(recipe), "policy": greedy_settings(recipe, start)}
+    asked = teacher_settings(recipe, "mend", "restyle")
+    settings = {"teacher": asked, "policy": greedy_settings(recipe, start)}
     about = "own responses against mended ones"
     return written_pairs(
         recipe, t, make, about, settings, Writing(responses=1, requests=3), reads(start)

@@ -13,8 +13,9 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from selfcal.methods import parts
-from selfcal.methods.parts.base import REACHING, training_run, training_stats
-from selfcal.methods.parts.judges import trained_on
+from selfcal.methods.parts.base import outcome_of, spent, trained_on, training_run, training_stats
+from selfcal.methods.parts.facts import told
+from selfcal.methods.parts.judges import base_of, label_settings
 from selfcal.methods.parts.learned import reading
 from selfcal.recipe import Curate, Recipe, RecipeError, Settings
 from selfcal.stage import Shards, Stage, Work, count_drops
@@ -86,26 +87,27 @@ def _grades(recipe: Recipe) -> Stage:
     def run(work: Work) -> Mapping[str, JSON]:
         from selfcal.judge.training import grade_responses
 
-        who, at_once = parts.label_giver(recipe), parts.labels_at_once(recipe)
+        who, at_once = parts.label_giver(recipe, work), parts.labels_at_once(recipe)
         pairs = work.read("judge/labels", "train", LabelledPair)
         responses: dict[str, list[str]] = {}
         for p in pairs:
             responses.setdefault(p.sample_id, []).extend((p.first, p.second))
-        samples = [s for s in work.samples("data", "rft") if s.id in responses]
+        samples = [s for s in work.samples(told(recipe), "rft") if s.id in responses]
 
         def grade(part: Sequence[Sample]) -> Shards:
             graded, drops = grade_responses(who, part, responses, workers=at_once)
-            return {"graded": (GradedResponse, graded), "drops": (Drop, drops)}
+            return {"graded": (GradedResponse, work.stored(graded)), "drops": (Drop, drops)}
 
         work.map(samples, 64, grade)
         graded = work.folder.read("graded", GradedResponse)
         drops = count_drops(work.folder.read("drops", Drop))
-        return {"graded": len(graded), "good": sum(g.good for g in graded), "drops": drops}
+        good = sum(g.good for g in graded)
+        return {"graded": len(graded), "good": good, "drops": drops, **spent(work)}
 
     n = trained_on(recipe)
-    depends = recipe.judge.labels.model_dump(exclude=REACHING)
+    depends = label_settings(recipe, "grade-good")
     return Stage(
-        "judge/grades", ("data", "judge/labels"), depends, run, n, "samples",
+        "judge/grades", (told(recipe), "judge/labels"), depends, run, n, "samples",
         "label-giving grades of the same responses",
     )  # fmt: skip
 
@@ -116,16 +118,14 @@ def _training(recipe: Recipe) -> Stage:
     def run(work: Work) -> Mapping[str, JSON]:
         from selfcal.train import train_grader
 
-        graded = work.read("judge/grades", "graded", GradedResponse)
+        graded = work.shown(work.read("judge/grades", "graded", GradedResponse))
+        prompts: parts.Prompts = {"good": own.prompt}
         to = training_run(recipe, work)
-        trained = train_grader(settings.model, graded, settings.train, {"good": own.prompt}, to)
+        trained = train_grader(settings.model, graded, settings.train, prompts, to, settings.sees)
         return training_stats(work, trained)
 
     rows = 2 * trained_on(recipe) * settings.pairs_per_sample
-    depends = {
-        "model": settings.model, "digest": settings.digest,
-        "prompt": own.prompt, "train": settings.train,
-    }  # fmt: skip
+    depends = {**base_of(recipe), "prompt": own.prompt, "train": outcome_of(settings.train)}
     return Stage(
         "judge/grader", ("judge/grades",), depends, run, settings.train.steps_for(rows), "steps",
         "training of the grader",

@@ -22,6 +22,7 @@ from typing import Annotated
 from pydantic import Field
 
 from selfcal.methods import parts
+from selfcal.methods.parts.base import form_of
 from selfcal.methods.parts.writing import (
     Made,
     Writing,
@@ -62,7 +63,7 @@ def _pairs(recipe: Recipe, t: int, own: Options) -> Stage:
 
         def write(sample: Sample) -> Made:
             text = teacher.write(sample)
-            rap = accept(sample, text)
+            rap = accept(sample, text, form_of(recipe))
             if isinstance(rap, Drop):
                 return Made(rap, (text,))
             rejected = teacher.spoil(sample, rap.text)
@@ -77,7 +78,7 @@ def _pairs(recipe: Recipe, t: int, own: Options) -> Stage:
 
         return each(recipe, write, samples)
 
-    settings = {"teacher": teacher_settings(recipe), "options": own}
+    settings = {"teacher": teacher_settings(recipe, "rationale", "spoil"), "options": own}
     about = "the teacher's RAPs against spoiled ones"
     return written_pairs(recipe, t, make, about, settings, Writing(requests=2))
 

@@ -11,9 +11,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 
 from selfcal.methods import parts
-from selfcal.rationale import normalize_answer, parse
+from selfcal.rationale import FORMATS, HEADINGS, RapFormat, normalize_answer
 from selfcal.recipe import Recipe
 from selfcal.stage import Stage
 from selfcal.types import Candidate, Drop, PreferencePair, Sample
@@ -21,18 +22,21 @@ from selfcal.types import Candidate, Drop, PreferencePair, Sample
 
 def plan(recipe: Recipe) -> list[Stage]:
     """The stages of the method."""
+    own = partial(decide, form=FORMATS[recipe.format])
 
     def iteration(t: int, start: str | None) -> list[Stage]:
         return [
             parts.candidates(recipe, t, start),
-            parts.pairs_by(recipe, t, decide, "majority's answer against the rarest"),
+            parts.pairs_by(recipe, t, own, "majority's answer against the rarest"),
             parts.preference_tuning(recipe, t, start),
         ]
 
     return parts.loop(recipe, iteration)
 
 
-def decide(sample: Sample, found: Sequence[Candidate]) -> PreferencePair | Drop:
+def decide(
+    sample: Sample, found: Sequence[Candidate], form: RapFormat = HEADINGS
+) -> PreferencePair | Drop:
     """The pair of a sample; scores are shares of the votes.
 
     Dropped as `one-candidate`, `no-answer` (in any), `unanimous`, or `tied`: no answer has more
@@ -41,7 +45,7 @@ def decide(sample: Sample, found: Sequence[Candidate]) -> PreferencePair | Drop:
     """
     if len(found) < 2:
         return Drop(sample.id, "pairs", "one-candidate")
-    answers = [normalize_answer(parse(c.text).answer, sample.choices) for c in found]
+    answers = [normalize_answer(form.parse(c.text).answer, sample.choices) for c in found]
     votes = Counter(a for a in answers if a)
     if not votes:
         return Drop(sample.id, "pairs", "no-answer")

@@ -31,7 +31,7 @@ from selfcal.miniworld.questions import (
     read_question,
 )
 from selfcal.miniworld.world import COLORS, PLACES, POSITIONS, SHAPES, World, read_facts
-from selfcal.rationale import answers_agree, parse, sentence_spans, stray_spans
+from selfcal.rationale import HEADINGS, RapFormat, answers_agree
 from selfcal.types import Sample, Verdict
 
 Status = Literal["true", "counterfactual", "unreadable", "follows", "unreasonable"]
@@ -59,6 +59,8 @@ class Verification:
     inconsistent: bool
     """The rationale concludes something else than the answer says."""
     compliant: bool
+    answer: str
+    """As it was read."""
 
     @property
     def sound(self) -> bool:
@@ -90,17 +92,17 @@ class Verification:
         return self.correct and self.sound and self.compliant
 
 
-def compare(sample: Sample, first: str, second: str) -> Verdict:
+def compare(sample: Sample, first: str, second: str, form: RapFormat = HEADINGS) -> Verdict:
     """The verifier as a label-giving judge: a reliable response is better than one that is not.
 
     Two reliable responses are equal, and so are two unreliable ones: degrees of wrong teach
     nothing.
     """
-    a, b = (verify(sample, text).reliable for text in (first, second))
+    a, b = (verify(sample, text, form).reliable for text in (first, second))
     return "neutral" if a == b else "first" if a else "second"
 
 
-def verify(sample: Sample, response: str) -> Verification:
+def verify(sample: Sample, response: str, form: RapFormat = HEADINGS) -> Verification:
     """Verify a response to a MiniWorld sample. Any text is accepted.
 
     Raises:
@@ -108,14 +110,16 @@ def verify(sample: Sample, response: str) -> Verification:
             question open.
     """
     query, world, needed = _truth(sample.question, sample.facts)
-    rap = parse(response)
+    rap = form.parse(response)
     reading = _Reading(query, world, needed)
-    findings = [Finding(a, b, reading.read(response[a:b])) for a, b in sentence_spans(response)]
+    spans = form.sentence_spans(response)
+    findings = [Finding(a, b, reading.read(response[a:b])) for a, b in spans]
     for i, inference in reading.early:
         if not _check(inference, query, needed, reading.stated)[1]:
             findings[i] = replace(findings[i], status="unreasonable")
     concluded, established = reading.concluded, reading.established
-    findings += [Finding(a, b, reading.read(response[a:b])) for a, b in stray_spans(response)]
+    strays = form.stray_spans(response)
+    findings += [Finding(a, b, reading.read(response[a:b])) for a, b in strays]
     statuses = {f.status for f in findings}
     return Verification(
         findings=tuple(findings),
@@ -125,10 +129,11 @@ def verify(sample: Sample, response: str) -> Verification:
         unreasonable="unreasonable" in statuses,
         inconsistent=concluded is not None and not answers_agree(rap.answer, concluded),
         compliant=rap.compliant,
+        answer=rap.answer,
     )
 
 
-def entails(sample: Sample, response: str) -> bool:
+def entails(sample: Sample, response: str, form: RapFormat = HEADINGS) -> bool:
     """Whether a response's answer follows from what its rationale states, true of the image or not.
 
     Then everything that the answer needs is stated, each step follows from it, and the answer is
@@ -137,8 +142,8 @@ def entails(sample: Sample, response: str) -> bool:
     Raises:
         ValueError: the sample's question is not MiniWorld's.
     """
-    query, rap = read_question(sample.question), parse(response)
-    sentences = [response[a:b] for a, b in sentence_spans(response)]
+    query, rap = read_question(sample.question), form.parse(response)
+    sentences = [response[a:b] for a, b in form.sentence_spans(response)]
     told = {p[:2]: p for p in map(read_premise, sentences) if p}
     needed = _needed_of(query, list(told.values()))
     if not rap.compliant or not needed:

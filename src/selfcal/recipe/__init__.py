@@ -3,7 +3,7 @@
 A recipe says everything that a run depends on. It is read once, at the edge.
 """
 
-from selfcal.recipe.load import RecipeError, explain, load_recipe, nearest
+from selfcal.recipe.load import RecipeError, explain, load_recipe, nearest, read_configuration
 from selfcal.recipe.settings import (
     Curate,
     Data,
@@ -45,4 +45,5 @@ __all__ = [
     "LocalLabels", "LocalMarker", "LocalTeacher", "Lora", "Marker", "MiniWorldTeacher", "Policy",
     "Recipe", "RecipeError", "Reward", "Rft", "Search", "Server", "Settings", "Source", "Teacher",
     "Training", "VerifierLabels", "explain", "load_recipe", "nearest",
+    "read_configuration",
 ]  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -11,7 +12,7 @@ import yaml
 from pydantic import ValidationError
 
 from selfcal.errors import SelfcalError
-from selfcal.recipe.settings import Recipe, Settings
+from selfcal.recipe.settings import Recipe, Settings, Training
 
 
 class RecipeError(SelfcalError):
@@ -25,15 +26,54 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     different.
 
     Raises:
-        RecipeError: unreadable file, broken YAML, unknown key or bad value.
+        RecipeError: unreadable file, broken YAML, unknown key or bad value, or a configuration file
+            that it names cannot be used.
     """
     values = _read(path, ())
     for override in overrides:
         _override(values, override)
     try:
-        return Recipe.model_validate(values)
+        recipe = Recipe.model_validate(values)
     except ValidationError as error:
         raise RecipeError(explain(str(path), error, Recipe)) from error
+    trainings = {
+        "rft": recipe.rft, "judge.train": recipe.judge.train, "dpo": recipe.dpo,
+        "grpo": recipe.grpo,
+    }  # fmt: skip
+    for place, training in trainings.items():
+        for key in ("deepspeed", "fsdp"):
+            if training is not None and (named := getattr(training, key)):
+                read_configuration(f"{place}.{key}", named, training)
+    return recipe
+
+
+def read_configuration(place: str, name: str, training: Training) -> dict[str, Any]:
+    """The configuration file of DeepSpeed or FSDP that a training names, checked.
+
+    Raises:
+        RecipeError: it is missing or not JSON, or it says what the recipe says.
+    """
+    try:
+        values = json.loads(Path(name).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RecipeError(
+            f"{place}: {name}: cannot be read as JSON ({error}); give the path of a JSON file, "
+            "from the folder that selfcal runs in"
+        ) from error
+    if not isinstance(values, dict):
+        raise RecipeError(f"{place}: {name}: is no JSON object; give one of keys and values")
+    if own := [key for key in ("optimizer", "scheduler") if key in values]:
+        raise RecipeError(
+            f"{place}: {name}: {' and '.join(own)}: the recipe says so (learning_rate, optimizer, "
+            "scheduler); leave it out of the file"
+        )
+    zero, lora = values.get("zero_optimization"), training.lora
+    if isinstance(zero, dict) and zero.get("stage") == 3 and lora is not None and lora.four_bit:
+        raise RecipeError(
+            f"{place}: {name}: ZeRO stage 3 cannot be had with lora.four_bit; take stage 2, or set "
+            "four_bit to false"
+        )
+    return values
 
 
 def _read(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:

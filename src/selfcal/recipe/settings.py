@@ -41,6 +41,8 @@ class Source(Settings):
     """Folder that image paths are below; None: the file's own."""
     columns: dict[str, str] = Field(default_factory=dict)
     """Column of each field where it is called otherwise, such as `{answer: label}`."""
+    turns: Literal["first", "all"] = "first"
+    """Which turns of a conversation become samples; later ones may lean on what was said before."""
 
 
 class Data(Settings):
@@ -54,8 +56,9 @@ class Data(Settings):
     `source`."""
     min_side: Count = 0
     """Images with a side shorter than this, in pixels, are dropped."""
-    max_pixels: Positive = 89_478_485
-    """Images with more pixels than this are dropped before they are decoded."""
+    max_pixels: Annotated[int, Field(gt=0, le=89_478_485)] = 89_478_485
+    """Images with more pixels than this are dropped before they are decoded. No image with more
+    than the default is ever opened."""
     max_images: Positive = 8
     """Samples with more images than this are dropped."""
     rft: Count = 20_000
@@ -103,6 +106,8 @@ class Policy(Settings):
     attention: str | None = None
     """Attention implementation by transformers' name, such as `sdpa` or `flash_attention_2`; None:
     the model's own."""
+    chat_template: str | None = None
+    """A Jinja2 template over messages and add_generation_prompt; None: the processor's own."""
     device: str = "auto"
     trust_remote_code: bool = False
     """Runs code that comes with the model. Only for a model whose code you have read."""
@@ -180,6 +185,8 @@ class FileTeacher(Settings):
     kind: Literal["file"] = "file"
     path: str
     """A .jsonl or .parquet file with a row a sample."""
+    digest: str | None = None
+    """Of the file. Filled in when a run starts; named here, it must be this one."""
     columns: dict[str, str] = Field(default_factory=dict)
     """Column of each of `id`, `rationale`, `answer`, `facts` where it is called otherwise."""
 
@@ -232,6 +239,14 @@ class Training(Settings):
     """DeepSpeed's configuration file, which is handed to accelerate."""
     fsdp: str | None = None
     """FSDP's configuration file (the `fsdp_config` of transformers), handed on likewise."""
+
+    @model_validator(mode="after")
+    def _one_way_to_share(self) -> Training:
+        if self.deepspeed and self.fsdp:
+            raise ValueError("deepspeed, fsdp: give one of them")
+        if self.fsdp and self.lora is not None and self.lora.four_bit:
+            raise ValueError("lora.four_bit: not with fsdp; set it to false, or leave out fsdp")
+        return self
 
     def steps_for(self, rows: int) -> int:
         """Optimizer steps that a training on so many rows takes."""
@@ -444,12 +459,16 @@ class EndpointMarker(Endpoint):
     """A strong model behind a server."""
 
     kind: Literal["endpoint"] = "endpoint"
+    sees: bool = True
+    """Whether it is shown the image; else it reads the facts."""
 
 
 class LocalMarker(Local):
     """A model on this machine."""
 
     kind: Literal["local"] = "local"
+    sees: bool = True
+    """Whether it is shown the image; else it reads the facts."""
 
 
 Marker = Annotated[
@@ -509,6 +528,12 @@ class Recipe(Settings):
             raise ValueError(
                 "policy: backend `vllm` and the settings `policy.server` belong together; give "
                 "both or neither"
+            )
+        shipped = self.data.miniworld and self.policy.model.startswith("miniworld:")
+        if shipped and self.format != "headings":
+            raise ValueError(
+                f"format: {self.policy.model} speaks `headings` alone, not `{self.format}`; leave "
+                "format out, or give another policy.model"
             )
         if self.data.sources and self.data.source != "miniworld":
             raise ValueError("data: give `source` or `sources`, not both")

@@ -20,8 +20,10 @@ from typing import Protocol
 import numpy as np
 
 from selfcal.policy import Policy
+from selfcal.rationale import HEADINGS, RapFormat
 from selfcal.search.engine import Ask, Engine, Job, Limits, Place, Sentence
 from selfcal.search.filters import NO_FILTERS, Filters
+from selfcal.search.jobs import Runs
 from selfcal.search.keep import KEEP
 from selfcal.search.sampling import Sampling
 from selfcal.types import Candidate, Drop, Sample, SearchNode, SentenceReward
@@ -38,6 +40,8 @@ class SearchLimits:
     sentence_tokens: int
     sampling: Sampling
     filters: Filters = NO_FILTERS
+    form: RapFormat = HEADINGS
+    """Of the responses, which says where sentences end."""
 
 
 class Guide(Protocol):
@@ -62,18 +66,18 @@ class Found:
 
 
 def search(
-    policy: Policy,
+    policy: Policy | None,
     samples: Iterable[Sample],
     limits: SearchLimits,
     seed: str,
     may: Limits | None = None,
-    engine: Engine | None = None,
+    engine: Runs | None = None,
     guide: Guide | None = None,
 ) -> Iterator[Found]:
     """Search responses to samples, a stream of them if need be; results come in their order.
 
     Args:
-        policy: who responds.
+        policy: who responds; None where an engine is given.
         samples: to what.
         limits: what the search may do.
         seed: what all random numbers are derived from, with the sample's id.
@@ -85,7 +89,9 @@ def search(
         ModelError: the model's cache cannot be gathered by row, or memory is too small for one row.
         ImageError: an image cannot be read.
     """
-    engine = engine or Engine(policy, limits.sampling, limits.sentence_tokens, may)
+    if engine is None:
+        assert policy is not None, "search needs a policy or an engine"
+        engine = Engine(policy, limits.sampling, limits.sentence_tokens, may, form=limits.form)
     return engine.run(samples, lambda sample, place: _search(sample, place, limits, seed, guide))
 
 

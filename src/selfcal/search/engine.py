@@ -25,9 +25,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from selfcal.clock import spent
-from selfcal.kv import unfit_layer, whole_cache
+from selfcal.kv import own_positions, unfit_layer, whole_cache
 from selfcal.memory import attempt
 from selfcal.policy import Policy
+from selfcal.rationale import HEADINGS, RapFormat
 from selfcal.search.cache import Layout, Segment, not_by_row
 from selfcal.search.jobs import Ask, Counts, Job, Limits, Place, Sentence
 from selfcal.search.prompts import Arrival, Prompts
@@ -54,6 +55,7 @@ class Engine:
         sentence_tokens: int,
         limits: Limits | None = None,
         whole: bool = False,
+        form: RapFormat = HEADINGS,
     ) -> None:
         """Set it up; nothing is computed yet.
 
@@ -63,6 +65,7 @@ class Engine:
             sentence_tokens: tokens a sentence, at most.
             limits: what it may use.
             whole: a "sentence" is the whole response.
+            form: of the responses, which says where sentences end.
 
         Raises:
             ModelError: the model's cache cannot be gathered by row.
@@ -73,9 +76,9 @@ class Engine:
         self._policy, self._sampling = policy, sampling
         self._sentence_tokens, self._whole = sentence_tokens, whole
         self._limits = limits or Limits()
-        self._sentences = Sentences(policy.tokenizer)
+        self._sentences = Sentences(policy.tokenizer, form)
         self._stops = policy.stop_ids
-        self._own_positions = _own_positions(policy.model)
+        self._own_positions = own_positions(policy.model)
         self._rows = Rows(self._limits, policy.device, self.counts)
         self._fresh: list[Request] = []
         self._done: dict[int, Any] = {}
@@ -412,12 +415,3 @@ def _draw(
         for at in (slice(half), slice(half, None))
     ]
     return parts[0][0] + parts[1][0], parts[0][1] + parts[1][1]
-
-
-def _own_positions(model: Any) -> Any:
-    """The part of a model that counts positions itself, as Qwen-VL does, or None.
-
-    There an image takes fewer positions than tokens; `rope_deltas` is each prompt's difference.
-    """
-    parts = (getattr(model, "model", None), model)
-    return next((p for p in parts if hasattr(p, "get_rope_index")), None)

@@ -5,11 +5,13 @@ A *job* is a generator that asks for continuations of places in a response and g
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
+
+from selfcal.types import Sample
 
 if TYPE_CHECKING:
     import torch
@@ -65,6 +67,16 @@ class Ask:
 
 Job = Generator[list[Ask], list[list[Sentence]], T]
 """Asks, gets for each ask one sentence a draw (draws alike share one object), and returns."""
+
+
+class Runs(Protocol):
+    """What runs jobs: the local engine, or one on a server."""
+
+    def run(
+        self, samples: Iterable[Sample], start: Callable[[Sample, Place], Job[T]]
+    ) -> Iterator[T]:
+        """Run a job for each sample; results come in the samples' order."""
+        ...
 
 
 @dataclass(slots=True)

@@ -1,4 +1,4 @@
-"""Where a sentence ends, seen from tokens: the rule is `rationale.sentence_end`'s, on the text."""
+"""Where a sentence ends, seen from tokens: the rule is a response format's, on the text."""
 
 from __future__ import annotations
 
@@ -7,16 +7,15 @@ from collections.abc import Sequence
 from typing import Any
 
 from selfcal.clock import spent
-from selfcal.rationale import sentence_end
-
-_BOUNDARY = frozenset(".!?。！？\n:")  # noqa: RUF001
+from selfcal.rationale import HEADINGS, RapFormat
 
 
 class Sentences:
-    """Reads tokens as text, for one tokenizer."""
+    """Reads tokens as text, for one tokenizer and one format."""
 
-    def __init__(self, tokenizer: Any) -> None:
-        """Read with `tokenizer`."""
+    def __init__(self, tokenizer: Any, form: RapFormat = HEADINGS) -> None:
+        """Read with `tokenizer`; sentences end by the marks of `form`."""
+        self._form = form
         # a copy: a fast tokenizer must not serve two threads, and another one encodes prompts
         self._tokenizer = copy.deepcopy(tokenizer)
         self._widths: dict[int, int] = {}
@@ -27,7 +26,8 @@ class Sentences:
         """Whether a token has a character that can end a sentence; decoded once a token."""
         known = self._pieces.get(token)
         if known is None:
-            known = self._pieces[token] = not _BOUNDARY.isdisjoint(self._plain([token]))
+            ends = self._form.marks.characters
+            known = self._pieces[token] = not ends.isdisjoint(self._plain([token]))
         return known
 
     def closed_by(self, token: int, last: int | None, own: Sequence[int]) -> bool:
@@ -38,11 +38,15 @@ class Sentences:
         key = (last, (*own, token))
         if (known := self._said.get(key)) is None:
             with spent("tokenizer"):
-                known = sentence_end(self.text(last, key[1])) is not None
+                known = self._form.sentence_end(self.text(last, key[1])) is not None
             if len(self._said) >= _REMEMBERED:
                 self._said.clear()
             self._said[key] = known
         return known
+
+    def over(self, text: str) -> bool:
+        """Whether a text has more than one sentence."""
+        return self._form.sentence_end(text) is not None
 
     def text(self, last: int | None, tokens: Sequence[int]) -> str:
         """What tokens say after the token `last`.

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from selfcal.clock import spent
 from selfcal.errors import SelfcalError
-from selfcal.policy import pick_device
-from selfcal.recipe import Training
+from selfcal.policy import ModelError, Policy, load_policy, pick_device
+from selfcal.recipe import Training, read_configuration
 from selfcal.types import Drop
 
 if TYPE_CHECKING:
@@ -46,10 +48,52 @@ class Run:
     device: str = "auto"
     dtype: str = "float32"
     progress: Progress = lambda done, total: None
+    attention: str | None = None
+    chat_template: str | None = None
+    trust_remote_code: bool = False
 
 
-def lora(settings: Training, sees: bool = True) -> LoraConfig | None:
-    """The adapter on a policy's language model, or (`sees=False`) on a text model."""
+def four_bit(settings: Training) -> bool:
+    """Whether the frozen weights are held in 4 bits while the adapter trains (QLoRA)."""
+    return settings.lora is not None and settings.lora.four_bit
+
+
+def apart(settings: Training) -> bool:
+    """Whether what is in memory while it trains are not the weights: rounded, or spread."""
+    return four_bit(settings) or bool(settings.deepspeed or settings.fsdp)
+
+
+def starting_point(model: str, settings: Training, run: Run) -> Policy:
+    """The policy that a training starts from, held in memory as the settings say.
+
+    Raises:
+        ModelError: it cannot be loaded, or not that way.
+    """
+    return load_policy(
+        model, run.dtype, run.device, run.trust_remote_code, run.attention, run.chat_template,
+        four_bit(settings),
+    )  # fmt: skip
+
+
+def language_part(model: Any) -> str:
+    """Name of the module that is a model's language model, as transformers knows it.
+
+    Raises:
+        ModelError: there is none inside it, so that it cannot be told from the part that sees.
+    """
+    decoder = model.get_decoder() if hasattr(model, "get_decoder") else None
+    for name, module in model.named_modules():
+        if name and module is decoder:
+            return str(name)
+    raise ModelError(
+        f"{type(model).__name__}: its language model cannot be told from the rest, so that an "
+        "adapter would change what it sees as well; set `lora: null` to train all weights, or take "
+        "a model whose class has get_decoder()"
+    )
+
+
+def lora(settings: Training, model: Any) -> LoraConfig | None:
+    """The adapter on a model's language model, whether it sees or not."""
     if settings.lora is None:
         return None
     from peft import LoraConfig
@@ -60,7 +104,7 @@ def lora(settings: Training, sees: bool = True) -> LoraConfig | None:
         lora_dropout=settings.lora.dropout,
         target_modules="all-linear",
         # reasoning is calibrated, not sight: the vision tower and its projector stay as they are
-        exclude_modules=r".*(vision|visual|projector|multi_modal).*" if sees else None,
+        exclude_modules=rf"(?!{re.escape(language_part(model))}\.).*",
         task_type="CAUSAL_LM",
     )
 
@@ -93,11 +137,61 @@ def arguments(settings: Training, run: Run, rows: int) -> dict[str, Any]:
         "report_to": "none",
         "disable_tqdm": True,
         "dataloader_pin_memory": False,
-    }
+    } | _memory(settings, run)
 
 
-def finish(trainer: Any, processor: Any, run: Run, rows: int, drops: Sequence[Drop]) -> Trained:
-    """Train (resuming from TRL's last checkpoint), check, merge and save."""
+def _memory(settings: Training, run: Run) -> dict[str, Any]:
+    """The arguments by which a training takes less memory, checked.
+
+    Raises:
+        TrainingError: a package is missing, or there is no GPU for it.
+        RecipeError: a configuration file cannot be used.
+    """
+    from transformers.training_args import OptimizerNames
+
+    names = sorted(o.value for o in OptimizerNames)
+    if settings.optimizer not in names:
+        raise _unusable(run, "optimizer", f"{settings.optimizer} is unknown; take one of {names}")
+    if re.search("8bit|bnb|paged|4bit", settings.optimizer):
+        _needs(run, "optimizer", "bitsandbytes")
+    chosen: dict[str, Any] = {"optim": settings.optimizer}
+    if settings.liger:
+        _needs(run, "liger", "liger_kernel", gpu=True)
+        chosen["use_liger_kernel"] = True
+    if settings.deepspeed:
+        read_configuration("deepspeed", settings.deepspeed, settings)
+        _needs(run, "deepspeed", "deepspeed")
+        chosen["deepspeed"] = settings.deepspeed
+    if settings.fsdp:
+        read_configuration("fsdp", settings.fsdp, settings)
+        chosen |= {"fsdp": True, "fsdp_config": settings.fsdp}
+    return chosen
+
+
+def _needs(run: Run, setting: str, package: str, gpu: bool = False) -> None:
+    if find_spec(package) is None:
+        raise _unusable(run, setting, f"the package {package} is missing; install it")
+    if gpu and not pick_device(run.device).startswith("cuda"):
+        raise _unusable(run, setting, "there is no GPU; set it to false")
+
+
+def _unusable(run: Run, setting: str, why: str) -> TrainingError:
+    return TrainingError(f"{run.out.name}: {setting}: {why}, or leave the setting out")
+
+
+def finish(
+    trainer: Any,
+    processor: Any,
+    run: Run,
+    rows: int,
+    drops: Sequence[Drop],
+    whole: Callable[[], Any] | None = None,
+) -> Trained:
+    """Train (resuming from TRL's last checkpoint), check, merge and save.
+
+    `whole` loads the model that training started from, whole and in full precision; None: it is so
+    in memory (see `apart`).
+    """
     from transformers import PrinterCallback
 
     trainer.remove_callback(PrinterCallback)
@@ -107,10 +201,17 @@ def finish(trainer: Any, processor: Any, run: Run, rows: int, drops: Sequence[Dr
     model = trainer.accelerator.unwrap_model(trainer.model)
     if not _finite(model.parameters()):
         raise _diverged(run, _NOT_FINITE)
-    if hasattr(model, "merge_and_unload"):
-        model.save_pretrained(run.out / "adapter")
-        model = model.merge_and_unload()
-    model.save_pretrained(run.out / "checkpoint")
+    adapter, checkpoint = run.out / "adapter", run.out / "checkpoint"
+    if whole is None:
+        if hasattr(model, "merge_and_unload"):
+            model.save_pretrained(adapter)
+            model = model.merge_and_unload()
+        model.save_pretrained(checkpoint)
+    elif hasattr(model, "merge_and_unload"):
+        trainer.save_model(str(adapter))  # gathers what is spread
+        merge(whole(), adapter).save_pretrained(checkpoint)
+    else:
+        trainer.save_model(str(checkpoint))
     processor.save_pretrained(run.out / "checkpoint")
     curve = tuple(
         {k: float(v) for k, v in row.items() if isinstance(v, int | float) and math.isfinite(v)}
@@ -118,6 +219,13 @@ def finish(trainer: Any, processor: Any, run: Run, rows: int, drops: Sequence[Dr
         if "loss" in row
     )
     return Trained(int(outcome.global_step), rows, tuple(drops), curve)
+
+
+def merge(model: Any, adapter: Path) -> Any:
+    """A model with an adapter worked into its weights."""
+    from peft import PeftModel
+
+    return PeftModel.from_pretrained(model, adapter).merge_and_unload()
 
 
 _NOT_FINITE = "the weights became NaN or infinite"

@@ -15,10 +15,18 @@ from itertools import pairwise
 from typing import Any, Protocol
 
 from selfcal.errors import StoreError
-from selfcal.policy import load_policy, user_turn
+from selfcal.policy import ModelError, user_turn
+from selfcal.processors import PREFIX_TYPES
 from selfcal.recipe import Grpo
 from selfcal.store import StageDir
-from selfcal.train.common import Run, Trained, TrainingError, arguments, last_checkpoint
+from selfcal.train.common import (
+    Run,
+    Trained,
+    TrainingError,
+    arguments,
+    last_checkpoint,
+    starting_point,
+)
 from selfcal.train.policy import fitting, lengths, tune
 from selfcal.types import Rollout, Sample
 
@@ -121,12 +129,19 @@ def grpo(
     ledger, and weighed again, so that what the grading has learned is what it was.
 
     Raises:
+        ModelError: a model of this type cannot be trained so.
         TrainingError: no samples or too few for a batch, or the loss became NaN or infinite.
         StoreError: the ledger of a training that was cut off is damaged.
     """
     from datasets import Dataset
 
-    policy = load_policy(model, run.dtype, run.device)
+    policy = starting_point(model, settings, run)
+    if (kind := policy.model.config.model_type) in PREFIX_TYPES:
+        raise ModelError(
+            f"grpo: {model}: in a model of type {kind} a prompt's tokens see what comes after "
+            "them, and TRL's GRPO would let those of a response do so as well; take another "
+            "model, or a method that trains on pairs, such as src"
+        )
     asked = [(s, ()) for s in samples]
     reach = [n + settings.max_new_tokens for n in lengths(policy, asked)]
     kept, drops = fitting(asked, reach, settings.max_length, "grpo")
@@ -144,7 +159,8 @@ def grpo(
     resumed = _resumed(run)
     _replay(ledger.reopen(resumed // settings.updates), grading, rows)
     epochs = resumed // (len(rows) // prompts * settings.updates)
-    reward = _Reward(rows, grading, ledger, settings.group, settings.updates)
+    tokenizer = policy.tokenizer
+    reward = _Reward(rows, grading, ledger, settings.group, settings.updates, tokenizer)
 
     def trainer(**given: Any) -> Any:
         made = _trainer(epochs)(**given, reward_funcs=reward)
@@ -216,6 +232,7 @@ class _Reward:
     size: int
     """Responses of a group."""
     updates: int
+    tokenizer: Any
 
     @property
     def __name__(self) -> str:  # what TRL logs it by
@@ -223,18 +240,16 @@ class _Reward:
 
     def __call__(
         self,
-        completions: Sequence[Any],
         completion_ids: Sequence[Sequence[int]],
         row: Sequence[int],
         trainer_state: Any,
         log_metric: Callable[[str, float], None],
         **_: Any,
     ) -> list[float]:
+        # not TRL's own reading of them: it takes thoughts apart
+        texts = self.tokenizer.batch_decode(completion_ids, skip_special_tokens=True)
         groups = [
-            Group(
-                self.rows[row[at]],
-                tuple(c[0]["content"] for c in completions[at : at + self.size]),
-            )
+            Group(self.rows[row[at]], tuple(texts[at : at + self.size]))
             for at in range(0, len(row), self.size)
         ]
         graded = [g for own in self.grading.weigh(groups, self.grading.judge(groups)) for g in own]

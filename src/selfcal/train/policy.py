@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from selfcal.policy import Policy, load_policy, user_turn
+from selfcal.policy import Policy, load_policy, training_texts
+from selfcal.processors import PREFIX_TYPES, ForTraining
 from selfcal.recipe import Dpo, Training
-from selfcal.train.common import Run, Trained, TrainingError, arguments, finish, lora
+from selfcal.train.common import (
+    Run,
+    Trained,
+    TrainingError,
+    apart,
+    arguments,
+    finish,
+    lora,
+    starting_point,
+)
 from selfcal.types import Drop, PreferencePair, Sample
 
 T = TypeVar("T")
@@ -23,14 +33,11 @@ def sft(model: str, rows: Sequence[tuple[Sample, str]], settings: Training, run:
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
-    policy = load_policy(model, run.dtype, run.device)
+    policy = starting_point(model, settings, run)
     long = lengths(policy, [(s, (text,)) for s, text in rows])
     kept, drops = fitting(rows, long, settings.max_length, "rft")
     data = Dataset.from_list(
-        [
-            {"images": list(s.images), "prompt": user_turn(s), "completion": _turn(text)}
-            for s, text in kept
-        ]
+        [{"images": list(s.images), **_texts(policy, s, completion=text)} for s, text in kept]
     )
     args = SFTConfig(**arguments(settings, run, len(kept)))
     return tune(SFTTrainer, policy, data, args, settings, run, drops)
@@ -54,16 +61,14 @@ def dpo(
     from datasets import Dataset
     from trl import DPOConfig, DPOTrainer
 
-    policy = load_policy(model, run.dtype, run.device)
+    policy = starting_point(model, settings, run)
     kept, drops = fitting(pairs, _pair_lengths(policy, pairs), settings.max_length, "dpo")
     spoiled = any(p.rejected_image for _, p in kept)
     data = Dataset.from_list(
         [
             {
                 "images": list(s.images),
-                "prompt": user_turn(s),
-                "chosen": _turn(p.chosen),
-                "rejected": _turn(p.rejected),
+                **_texts(policy, s, chosen=p.chosen, rejected=p.rejected),
             }
             | ({_REJECTED_IMAGES: [p.rejected_image or s.image, *s.more_images]} if spoiled else {})
             for s, p in kept
@@ -82,8 +87,13 @@ def dpo(
     return tune(DPOTrainer, policy, data, args, settings, run, drops)
 
 
-def _turn(text: str) -> list[dict[str, Any]]:
-    return [{"role": "assistant", "content": [{"type": "text", "text": text}]}]
+def _texts(policy: Policy, sample: Sample, **responses: str) -> dict[str, str]:
+    """A row's prompt and responses, as plain text.
+
+    Where a chat template opens a thought, TRL's own use of it gives other prompts than inference.
+    """
+    prompt, texts = training_texts(policy.processor, sample, list(responses.values()))
+    return {"prompt": prompt, **dict(zip(responses, texts, strict=True))}
 
 
 def tune(
@@ -99,6 +109,7 @@ def tune(
     from datasets import Image, List
     from transformers import set_seed
 
+    known = policy.model.config.model_type
     spoiled = _REJECTED_IMAGES in data.column_names
     for column in ("images", *([_REJECTED_IMAGES] if spoiled else [])):
         data = data.cast_column(column, List(Image(mode="RGB")))
@@ -108,11 +119,22 @@ def tune(
         args=args,
         processing_class=policy.processor,
         train_dataset=data,
-        peft_config=lora(settings),
+        peft_config=lora(settings, policy.model),
     )
+    if hasattr(made.data_collator, "processor"):
+        reader = ForTraining(policy.processor, PREFIX_TYPES.get(known, 0))
+        made.data_collator = replace(made.data_collator, processor=reader)
     if spoiled:  # only now, since TRL sets up the padding where it makes the collator itself
         made.data_collator = _RejectedImages(made.data_collator)
-    return finish(made, policy.processor, run, len(data), drops)
+    return finish(made, policy.processor, run, len(data), drops, _whole(policy, settings, run))
+
+
+def _whole(policy: Policy, settings: Training, run: Run) -> Callable[[], Any] | None:
+    """What loads the model that a training started from; None: it is whole in memory."""
+    if not apart(settings):
+        return None
+    name, trusted = policy.model.name_or_path, run.trust_remote_code
+    return lambda: load_policy(name, run.dtype, "cpu", trusted, None, run.chat_template).model
 
 
 _REJECTED_IMAGES = "rejected_images"

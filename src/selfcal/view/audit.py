@@ -25,6 +25,7 @@ from selfcal.judge.labels import known_truth
 from selfcal.judge.quality import MIRROR
 from selfcal.methods.parts.base import BySample
 from selfcal.pipeline import Planned, locate, open_run
+from selfcal.rationale import FORMATS, RapFormat
 from selfcal.store import JSON, explained
 from selfcal.types import Candidate, Judgment, Sample, Verdict
 from selfcal.view.findings import figure_cell, show_findings
@@ -77,7 +78,7 @@ def audit_run(run: Path, labels: Path | None = None) -> dict[str, JSON]:
                 if by_hand:
                     known = by_hand.of(t, sample_id, {c.index for c in own})
                 elif exact:
-                    known = _verifier(sample)
+                    known = _verifier(sample, FORMATS[recipe.format])
                 yield Asked(t, sample, own, given, known)
 
     report = audit(asked())
@@ -118,8 +119,8 @@ def _unknown(one: Candidate, other: Candidate) -> Verdict | None:
     return None
 
 
-def _verifier(sample: Sample) -> Truth:
-    return lambda one, other: known_truth(sample, one.text, other.text)
+def _verifier(sample: Sample, form: RapFormat) -> Truth:
+    return lambda one, other: known_truth(sample, one.text, other.text, form)
 
 
 # --- labels of people -------------------------------------------------------------------------

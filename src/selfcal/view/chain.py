@@ -13,6 +13,7 @@ from rich.text import Text
 
 from selfcal.miniworld.verifier import Verification, verify
 from selfcal.pipeline import Planned
+from selfcal.rationale import FORMATS
 from selfcal.recipe import Recipe
 from selfcal.types import Drop, Sample
 from selfcal.view.text import safe
@@ -50,7 +51,7 @@ class Chain:
         if not self.recipe.data.miniworld:
             return None
         try:
-            return verify(self.sample, text)
+            return verify(self.sample, text, FORMATS[self.recipe.format])
         except ValueError:  # facts that leave the question open
             return None
 

@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -29,13 +29,21 @@ _LIBRARIES = ("transformers", "trl", "datasets", "peft", "accelerate", "huggingf
 
 @contextmanager
 def quiet(recipe: Recipe) -> Iterator[None]:
+    """Silence libraries for the run of a recipe, as `quiet_with` does."""
+    with quiet_with(models(recipe)):
+        yield
+
+
+@contextmanager
+def quiet_with(models: Iterable[str]) -> Iterator[None]:
     """Silence libraries; what the user has set in the environment or by `python -W` wins.
 
-    Must be entered before they are imported: they read the environment then.
+    Must be entered before they are imported: they read the environment then. Offline if all models
+    are here.
     """
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    if all(name.startswith(SHIPPED) or Path(name).is_dir() for name in models(recipe)):
+    if all(name.startswith(SHIPPED) or Path(name).is_dir() for name in models):
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
     for name in _LIBRARIES:
         logging.getLogger(name).setLevel(logging.ERROR)

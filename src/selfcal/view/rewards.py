@@ -16,6 +16,7 @@ from selfcal.judge.labels import LabelError, VerifierLabels
 from selfcal.judge.rewards import audit_rewards
 from selfcal.methods.parts.online import signals_of
 from selfcal.pipeline import Planned, locate, open_run
+from selfcal.rationale import FORMATS
 from selfcal.store import JSON
 from selfcal.train.online import ROLLOUTS
 from selfcal.types import Aspect, Rollout, Sample
@@ -45,7 +46,7 @@ def audit_online(run: Path) -> dict[str, JSON]:
         raise StoreError(f"{run} has no responses yet: {command('run', '--out', run)}")
     exact = recipe.data.miniworld
     samples = {s.id: s for s in planned["data"].folder.read("calibration", Sample)}
-    labels = VerifierLabels()
+    labels = VerifierLabels(FORMATS[recipe.format])
 
     def truth(rollout: Rollout, aspect: Aspect) -> bool | None:
         sample = samples[rollout.sample_id]

@@ -6,7 +6,7 @@ people; the calibration loop never saw them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from selfcal.errors import SelfcalError, StoreError
-from selfcal.pipeline import locate, open_run
+from selfcal.pipeline import Planned, locate, open_run
 from selfcal.stage import Stage
 from selfcal.store import StageDir
 from selfcal.types import Drop, Response, Sample, WrittenRap
@@ -38,7 +38,7 @@ def show_trace(out: Console, run: Path, sample_id: str) -> None:
     recipe = open_run(run)
     planned = {p.stage.name: p for p in locate(recipe, run)}
     for split, sample in _find(run, planned["data"].folder, sample_id):
-        chain = Chain(run, recipe, planned, split, sample)
+        chain = Chain(run, recipe, planned, split, _told(planned, split, sample))
         _show_sample(out, chain)
         if split == "rft":
             _show_teacher(out, chain)
@@ -84,6 +84,14 @@ def _find(run: Path, data: StageDir, sample_id: str) -> list[tuple[str, Sample]]
         )
         raise SelfcalError(f"sample {sample_id!r}: not in {run}{hint}; its splits: {have}")
     return found
+
+
+def _told(planned: Mapping[str, Planned], split: str, sample: Sample) -> Sample:
+    """The sample with the facts that the teacher wrote for it, if it did."""
+    facts = planned.get("facts")
+    if facts is None or not facts.folder.done or not facts.folder.has(split, 0):
+        return sample
+    return next((s for s in facts.folder.records(split, Sample) if s.id == sample.id), sample)
 
 
 # --- the sample, and the teacher's rationale ------------------------------------------------

@@ -8,7 +8,6 @@ from rich.table import Table
 from rich.text import Text
 
 from selfcal.miniworld.verifier import Finding, Verification
-from selfcal.rationale import parse
 from selfcal.types import Candidate
 from selfcal.view.text import safe
 
@@ -37,7 +36,7 @@ def marked(text: str, found: Verification | None, spans: bool = False) -> Table 
 def _add_answer(rows: Table, text: str, found: Verification, before: Sequence[str]) -> None:
     """Add whether the answer is right, and the text itself if it is not in the format."""
     mark, style = ("✓ right", "green") if found.correct else ("✗ wrong", "red")
-    answer = Text.assemble(("answer: ", "dim"), safe(parse(text).answer) or "none")
+    answer = Text.assemble(("answer: ", "dim"), safe(found.answer) or "none")
     rows.add_row(*before, Text(mark, style), answer)
     if not found.compliant:
         rows.add_row(*before, Text("! format", "yellow"), Text(safe(text), "dim"))

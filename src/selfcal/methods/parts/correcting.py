@@ -8,8 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from selfcal.methods.parts.base import REACHING, by_sample
-from selfcal.methods.parts.judges import judging, label_giver, labels_at_once, learned_figures
+from selfcal.methods.parts.base import by_sample, spent
+from selfcal.methods.parts.facts import told
+from selfcal.methods.parts.judges import (
+    judging,
+    label_giver,
+    label_settings,
+    labels_at_once,
+    learned_figures,
+)
 from selfcal.recipe import Recipe
 from selfcal.stage import Shards, Stage, Work, count_drops
 from selfcal.store import JSON, StageDir
@@ -46,27 +53,28 @@ def fresh_calibration(recipe: Recipe, t: int) -> list[Stage]:
         from selfcal.judge.training import label_pairs
 
         own = by_sample(work.read(searched, "candidates", Candidate))
-        sure = [s for s in work.samples("data", "calibration") if s.confidence >= settings.abstain]
+        every = work.samples(told(recipe), "calibration")
+        sure = [s for s in every if s.confidence >= settings.abstain]
         able = [s for s in sure if len(own.get(s.id, ())) > 1]
         samples = able[:: max(1, len(able) // settings.calibration_samples)]
-        giver, key, at_once = label_giver(recipe), work.rng_key(), labels_at_once(recipe)
+        giver, key, at_once = label_giver(recipe, work), work.rng_key(), labels_at_once(recipe)
 
         def label(part: Sequence[Sample]) -> Shards:
             pairs, drops = label_pairs(giver, part, own, settings.pairs_per_sample, key, at_once)
-            return {"labelled": (LabelledPair, pairs), "drops": (Drop, drops)}
+            return {"labelled": (LabelledPair, work.stored(pairs)), "drops": (Drop, drops)}
 
         work.map(samples[: settings.calibration_samples], _SHARD, label)
         pairs = work.folder.read("labelled", LabelledPair)
         drops = count_drops(work.folder.read("drops", Drop))
-        figures = learned_figures(who.load(work), pairs)
-        return {"labelled": len(pairs), "drops": drops, **figures}
+        figures = learned_figures(who.load(work), work.shown(pairs))
+        return {"labelled": len(pairs), "drops": drops, **figures, **spent(work)}
 
     depends = {**who.settings, "samples": settings.calibration_samples}
     depends |= {"pairs": settings.pairs_per_sample, "abstain": settings.abstain}
-    depends["labels"] = settings.labels.model_dump(exclude=REACHING)
+    depends["labels"] = label_settings(recipe, "compare")
     return [
         Stage(
-            f"iter-{t}/calibration", ("data", searched, *who.inputs), depends, run,
+            f"iter-{t}/calibration", (told(recipe), searched, *who.inputs), depends, run,
             settings.calibration_samples, "samples", "calibration of the verdicts",
         )
     ]  # fmt: skip

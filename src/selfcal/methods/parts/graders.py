@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from selfcal.methods.parts import learned
-from selfcal.methods.parts.judges import candidates_of_training, labels_at_once, trained_on
+from selfcal.methods.parts.base import trained_on
+from selfcal.methods.parts.facts import facts
+from selfcal.methods.parts.judges import candidates_of_training, labels_at_once
 from selfcal.methods.parts.online import Rater
 from selfcal.recipe import Recipe
 from selfcal.stage import Stage, Work
@@ -43,7 +45,8 @@ def grader(recipe: Recipe, prompts: Prompts) -> list[Stage]:
     def train(graded: Sequence[GradedResponse], run: Run) -> Trained:
         from selfcal.train import train_grader
 
-        return train_grader(recipe.judge.model, graded, recipe.judge.train, prompts, run)
+        j = recipe.judge
+        return train_grader(j.model, graded, j.train, prompts, run, j.sees)
 
     def figures(work: Work, heldout: Sequence[GradedResponse]) -> Mapping[str, JSON]:
         return _agreement(_load(recipe, work, prompts), heldout, aspects)
@@ -51,9 +54,15 @@ def grader(recipe: Recipe, prompts: Prompts) -> list[Stage]:
     rows = trained_on(recipe) * recipe.search.candidates * len(aspects)
     kept = round(rows * recipe.judge.holdout)
     return [
+        *(facts(recipe) if set(aspects) - {"entailed"} else []),
         candidates_of_training(recipe),
         learned.labels(
-            recipe, "grades", GradedResponse, ask, {"aspects": aspects}, "grounded" in aspects
+            recipe,
+            "grades",
+            GradedResponse,
+            ask,
+            {"aspects": aspects},
+            [f"grade-{aspect}" for aspect in aspects],
         ),
         learned.training(recipe, "grader", "grades", GradedResponse, train, rows - kept, depends),
         learned.check(recipe, "grader", "grades", GradedResponse, figures, kept, depends),
@@ -73,12 +82,13 @@ def _agreement(
 
     What cannot be read counts as wrong.
     """
+    from selfcal.judge.asking import sample_of
     from selfcal.judge.quality import mean
 
     found: dict[str, JSON] = {}
     for aspect in aspects:
         own = [g for g in heldout if g.aspect == aspect]
-        given = judge.grade(aspect, [(learned.as_sample(g), g.response) for g in own])
+        given = judge.grade(aspect, [(sample_of(g), g.response) for g in own])
         hits = [
             (g.sample_id, float(p is not None and (p > 0.5) == g.good))
             for p, g in zip(given, own, strict=True)

@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from selfcal.methods.parts.asked import asked, at_once, prompts_of, said_by
 from selfcal.methods.parts.base import (
     REACHING,
     by_sample,
     chat_client,
+    form_of,
     given,
+    outcome_of,
     reads,
+    spent,
     start_of,
+    trained_on,
     training_run,
     training_stats,
 )
+from selfcal.methods.parts.facts import facts, told
 from selfcal.methods.parts.search import search_samples, search_settings
 from selfcal.recipe import Recipe, RecipeError
 from selfcal.stage import Shards, Stage, Work, count_drops
 from selfcal.store import JSON
-from selfcal.types import Candidate, Drop, LabelledPair, Sample
+from selfcal.types import Candidate, Drop, LabelledPair, Readings, Sample, Way
 
 if TYPE_CHECKING:
     from selfcal.judge.labels import LabelGiver
@@ -38,18 +45,61 @@ class Judging:
     settings: Mapping[str, Any]
     """What its verdicts depend on beside those."""
     load: Callable[[Work], Judge]
+    served: bool = False
+    """Whether it is a model behind a server, which says how it was read."""
 
 
 def judging(recipe: Recipe) -> Judging:
-    """The judge that a recipe names."""
+    """The judge that a recipe names.
+
+    Raises:
+        RecipeError: the recipe wants of it what such a judge has not.
+    """
     settings = recipe.judge
-    depends = {"kind": settings.kind, "prompt": settings.prompt, "min_mass": settings.min_mass}
+    depends: dict[str, Any] = {
+        "kind": settings.kind, "prompt": settings.prompt, "min_mass": settings.min_mass,
+    }  # fmt: skip
+    if settings.endpoint is not None:
+        if settings.endpoint.prompts:
+            raise RecipeError(
+                f"recipe {recipe.name}: judge.endpoint.prompts: its one prompt is a template in "
+                "judge.prompt; leave it out"
+            )
+        said = settings.endpoint.model_dump(exclude=REACHING)
+        depends |= {"sees": settings.sees, "endpoint": said}
+    elif settings.sees and settings.kind != "rscorer":
+        raise RecipeError(
+            f"recipe {recipe.name}: judge.sees: a judge of kind {settings.kind} is no model; leave "
+            "it out"
+        )
     inputs = ("judge/train",) if settings.kind == "rscorer" else ()
-    return Judging(inputs, depends, lambda work: _load(recipe, work))
+    served = settings.endpoint is not None
+    return Judging(inputs, depends, lambda work: _load(recipe, work), served)
+
+
+def base_of(recipe: Recipe) -> dict[str, Any]:
+    """What the training of a judge depends on of the model that it starts from.
+
+    Raises:
+        RecipeError: it is a text model, and is to see.
+    """
+    j = recipe.judge
+    if j.sees and j.model == "miniworld:mini-judge":
+        raise RecipeError(
+            f"recipe {recipe.name}: judge.sees: {j.model} is a text model; name a vision-language "
+            "model in judge.model"
+        )
+    return {"model": j.model, "digest": j.digest, **({"sees": True} if j.sees else {})}
 
 
 def _load(recipe: Recipe, work: Work) -> Judge:
     settings = recipe.judge
+    if settings.endpoint is not None:
+        from selfcal.judge.served import Asking, ServedJudge
+
+        e = settings.endpoint
+        how = Asking(settings.prompt, settings.sees, e.votes, settings.min_mass, e.temperature)
+        return ServedJudge(chat_client(e, work, "judge"), how)
     if settings.kind == "guess":
         from selfcal.judge.controls import GuessingJudge
 
@@ -57,47 +107,71 @@ def _load(recipe: Recipe, work: Work) -> Judge:
     if settings.kind == "verifier":
         from selfcal.judge.controls import VerifyingJudge
 
-        return VerifyingJudge()
+        return VerifyingJudge(form_of(recipe))
     from selfcal.judge.scorer import RScorer
 
     return RScorer(
         work.checkpoint("judge/train"), settings.prompt, settings.batch_size, settings.min_mass,
-        recipe.policy.dtype, recipe.policy.device,
+        recipe.policy.dtype, recipe.policy.device, settings.sees,
     )  # fmt: skip
+
+
+def readings_of(judge: Judge) -> Shards:
+    """How a judge behind a server was read since this was last asked."""
+    from selfcal.judge.served import ServedJudge
+
+    ways = judge.ways if isinstance(judge, ServedJudge) else Counter[Way]()
+    found = [Readings(way, n) for way, n in sorted(ways.items())]
+    ways.clear()
+    return {"readings": (Readings, found)}
+
+
+def reading_figures(work: Work) -> dict[str, JSON]:
+    """How a judge behind a server was read in this stage, and what that cost."""
+    ways: Counter[Way] = Counter()
+    for r in work.folder.records("readings", Readings):
+        ways[r.way] += r.comparisons
+    read_by: dict[str, JSON] = dict(sorted(ways.items()))
+    return {"read_by": read_by, "spent": spent(work)}
 
 
 def r_scorer(recipe: Recipe) -> list[Stage]:
     """Candidates of training samples, their labels, the training, the quality report."""
     if recipe.judge.kind != "rscorer":
-        return []
+        return facts(recipe)
     stages = [*labelled(recipe), _training(recipe), quality(recipe, judging(recipe))]
     return [*stages, _calibration(recipe)] if recipe.judge.calibrate == "once" else stages
 
 
 def labelled(recipe: Recipe) -> list[Stage]:
-    """Candidates of training samples, and labelled pairs of them."""
-    return [candidates_of_training(recipe), _labels(recipe)]
+    """Facts where there are none, candidates of training samples, and labelled pairs of them."""
+    return [*facts(recipe), candidates_of_training(recipe), _labels(recipe)]
 
 
-def label_giver(recipe: Recipe) -> LabelGiver:
+def label_giver(recipe: Recipe, work: Work) -> LabelGiver:
     """Who gives the training verdicts."""
     from selfcal.judge.labels import ChatLabels, VerifierLabels
 
     labels = recipe.judge.labels
-    if labels.kind == "endpoint":
-        return ChatLabels(chat_client(labels))
-    return VerifierLabels()
+    if labels.kind == "verifier":
+        return VerifierLabels(form_of(recipe))
+    model = asked(labels, recipe, work, "labels")
+    return ChatLabels(model, prompts_of(labels, "labels"), recipe.judge.sees)
+
+
+def label_settings(recipe: Recipe, *prompts: str) -> dict[str, Any]:
+    """What labels depend on that are asked for by these prompts.
+
+    Raises:
+        PromptError: a prompt that the recipe gives cannot be used.
+    """
+    sees = {"sees": True} if recipe.judge.sees else {}
+    return said_by(recipe.judge.labels, "labels", *prompts) | sees
 
 
 def labels_at_once(recipe: Recipe) -> int:
-    """How many requests the label-giving judge gets at the same time."""
-    labels = recipe.judge.labels
-    return labels.concurrency if labels.kind == "endpoint" else 1
-
-
-def trained_on(recipe: Recipe) -> int:
-    """Training samples whose candidates are labelled."""
-    return min(recipe.judge.samples, recipe.data.rft)
+    """How many questions the label giver gets at the same time."""
+    return at_once(recipe.judge.labels)
 
 
 def candidates_of_training(recipe: Recipe) -> Stage:
@@ -125,14 +199,14 @@ def _labels(recipe: Recipe) -> Stage:
     def run(work: Work) -> Mapping[str, JSON]:
         from selfcal.judge.training import balance, held_out, label_pairs
 
-        who = label_giver(recipe)
+        who = label_giver(recipe, work)
         own = by_sample(work.read("judge/candidates", "candidates", Candidate))
-        samples = [s for s in work.samples("data", "rft") if s.id in own]
+        samples = [s for s in work.samples(told(recipe), "rft") if s.id in own]
 
         def ask(part: Sequence[Sample]) -> Shards:
             n, key = settings.pairs_per_sample, work.rng_key()
             pairs, drops = label_pairs(who, part, own, n, key, labels_at_once(recipe))
-            return {"labelled": (LabelledPair, pairs), "drops": (Drop, drops)}
+            return {"labelled": (LabelledPair, work.stored(pairs)), "drops": (Drop, drops)}
 
         work.map(samples, _SHARD, ask)
         train, test = held_out(work.folder.read("labelled", LabelledPair), settings.holdout)
@@ -140,12 +214,12 @@ def _labels(recipe: Recipe) -> Stage:
         work.write("train", balanced, LabelledPair)
         work.write("heldout", test, LabelledPair)
         drops = count_drops(work.folder.read("drops", Drop))
-        return {"train": len(balanced), "heldout": len(test), "drops": drops}
+        return {"train": len(balanced), "heldout": len(test), "drops": drops, **spent(work)}
 
     depends = {k: getattr(settings, k) for k in ("pairs_per_sample", "holdout")}
-    depends |= settings.labels.model_dump(exclude=REACHING)
+    depends |= label_settings(recipe, "compare")
     return Stage(
-        "judge/labels", ("data", "judge/candidates"), depends, run,
+        "judge/labels", (told(recipe), "judge/candidates"), depends, run,
         trained_on(recipe), "samples", "label-giving judgments",
     )  # fmt: skip
 
@@ -156,17 +230,16 @@ def _training(recipe: Recipe) -> Stage:
     def run(work: Work) -> Mapping[str, JSON]:
         from selfcal.train import train_judge
 
-        pairs = work.read("judge/labels", "train", LabelledPair)
-        to = training_run(recipe, work)
+        pairs = work.shown(work.read("judge/labels", "train", LabelledPair))
+        to, kind = training_run(recipe, work), settings.train
         return training_stats(
-            work, train_judge(settings.model, pairs, settings.train, settings.prompt, to)
+            work, train_judge(settings.model, pairs, kind, settings.prompt, to, settings.sees)
         )
 
     rows = round(2 * _pairs(recipe) * (1 - settings.holdout))  # balancing leaves fewer
     return Stage(
         "judge/train", ("judge/labels",),
-        {"model": settings.model, "digest": settings.digest}
-        | {"prompt": settings.prompt, "train": settings.train},
+        base_of(recipe) | {"prompt": settings.prompt, "train": outcome_of(settings.train)},
         run, settings.train.steps_for(rows), "steps", "R-Scorer training",
     )  # fmt: skip
 
@@ -193,7 +266,8 @@ def _held_out(
     """Figures of a judge on labelled pairs that it was not trained on."""
 
     def run(work: Work) -> Mapping[str, JSON]:
-        return figures(judge.load(work), work.read("judge/labels", "heldout", LabelledPair))
+        pairs = work.shown(work.read("judge/labels", "heldout", LabelledPair))
+        return figures(judge.load(work), pairs)
 
     n = max(1, round(_pairs(recipe) * recipe.judge.holdout))
     inputs = ("judge/labels", *judge.inputs)

@@ -1,8 +1,8 @@
 """What the learned judges of online methods share: their labels, their training, their check.
 
-All are of the R-Scorer's family: small text models that read the visual facts, trained from the
-judgments of the label-giving judge on candidates of training samples, and measured on samples held
-out.
+All are of the R-Scorer's family: small text models that read the visual facts, or models that see
+the image (`judge.sees`), trained from the judgments of the label-giving judge on candidates of
+training samples, and measured on samples held out.
 """
 
 from __future__ import annotations
@@ -11,8 +11,16 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from selfcal.errors import SelfcalError
-from selfcal.methods.parts.base import REACHING, by_sample, training_run, training_stats
-from selfcal.methods.parts.judges import label_giver, trained_on
+from selfcal.methods.parts.base import (
+    by_sample,
+    outcome_of,
+    spent,
+    trained_on,
+    training_run,
+    training_stats,
+)
+from selfcal.methods.parts.facts import told
+from selfcal.methods.parts.judges import base_of, label_giver, label_settings
 from selfcal.recipe import Recipe
 from selfcal.stage import Shards, Stage, Work, count_drops
 from selfcal.store import JSON
@@ -35,27 +43,29 @@ def labels(
     kind: type[L],
     ask: Callable[[LabelGiver, Sequence[Sample], Responses], tuple[list[L], list[Drop]]],
     depends: Mapping[str, Any],
-    by_facts: bool = False,
+    prompts: Sequence[str],
 ) -> Stage:
     """The label-giving judge on candidates of training samples: stage `judge/NAME`.
 
-    Its records are `train` and, of samples apart, `heldout`. `by_facts`: labels mean nothing where
-    no sample has facts, which is refused.
+    Its records are `train` and, of samples apart, `heldout`. `prompts`: those that `ask` asks by;
+    of them, `grade-grounded` means nothing where no sample has facts, which is refused.
     """
     settings = recipe.judge
+    source = "data" if set(prompts) <= {"grade-entailed"} else told(recipe)
+    by_facts = "grade-grounded" in prompts and not settings.sees
 
     def run(work: Work) -> Mapping[str, JSON]:
         from selfcal.judge.training import held_out
 
-        who = label_giver(recipe)
+        who = label_giver(recipe, work)
         found = by_sample(work.read("judge/candidates", "candidates", Candidate))
         own = {sample: [c.text for c in candidates] for sample, candidates in found.items()}
 
         def part(samples: Sequence[Sample]) -> Shards:
             labelled, drops = ask(who, samples, own)
-            return {"labelled": (kind, labelled), "drops": (Drop, drops)}
+            return {"labelled": (kind, work.stored(labelled)), "drops": (Drop, drops)}
 
-        samples = [s for s in work.samples("data", "rft") if s.id in own]
+        samples = [s for s in work.samples(source, "rft") if s.id in own]
         if by_facts and samples and not any(s.facts.strip() for s in samples):
             raise SelfcalError(
                 f"{work.stage.name}: none of {len(samples)} samples has facts (such as "
@@ -67,11 +77,11 @@ def labels(
         work.write("train", train, kind)
         work.write("heldout", test, kind)
         drops = count_drops(work.folder.read("drops", Drop))
-        return {"train": len(train), "heldout": len(test), "drops": drops}
+        return {"train": len(train), "heldout": len(test), "drops": drops, **spent(work)}
 
-    given = {**depends, "holdout": settings.holdout, **settings.labels.model_dump(exclude=REACHING)}
+    given = {**depends, "holdout": settings.holdout, **label_settings(recipe, *prompts)}
     return Stage(
-        f"judge/{name}", ("data", "judge/candidates"), given, run, trained_on(recipe), "samples",
+        f"judge/{name}", (source, "judge/candidates"), given, run, trained_on(recipe), "samples",
         f"label-giving judgments: {name}",
     )  # fmt: skip
 
@@ -89,10 +99,10 @@ def training(
     j = recipe.judge
 
     def run(work: Work) -> Mapping[str, JSON]:
-        labelled = work.read(f"judge/{source}", "train", kind)
+        labelled = work.shown(work.read(f"judge/{source}", "train", kind))
         return training_stats(work, train(labelled, training_run(recipe, work)))
 
-    given = {**depends, "model": j.model, "digest": j.digest, "train": j.train}
+    given = {**depends, **base_of(recipe), "train": outcome_of(j.train)}
     return Stage(
         f"judge/{name}", (f"judge/{source}",), given, run, j.train.steps_for(rows), "steps",
         f"training of the {name}",
@@ -111,7 +121,7 @@ def check(
     """A judge against the labels that were held out: stage `judge/NAME-quality`."""
 
     def run(work: Work) -> Mapping[str, JSON]:
-        return figures(work, work.read(f"judge/{source}", "heldout", kind))
+        return figures(work, work.shown(work.read(f"judge/{source}", "heldout", kind)))
 
     return Stage(
         f"judge/{name}-quality", (f"judge/{source}", f"judge/{name}"),
@@ -125,9 +135,4 @@ def reading(recipe: Recipe) -> Reading:
     from selfcal.judge.scorer import Reading
 
     j, p = recipe.judge, recipe.policy
-    return Reading(j.batch_size, j.min_mass, p.dtype, p.device)
-
-
-def as_sample(labelled: GradedResponse | RankedResponses) -> Sample:
-    """What a text judge sees of a sample."""
-    return Sample(labelled.sample_id, "", labelled.question, "", facts=labelled.facts)
+    return Reading(j.batch_size, j.min_mass, p.dtype, p.device, j.sees)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from typing import Any
 
-from selfcal.methods.parts.base import given, reads, weights
-from selfcal.methods.parts.search import engine_limits
+from selfcal.methods.parts.base import form_of, formed, given, reads
+from selfcal.methods.parts.marks import mark_split, marker_settings
+from selfcal.methods.parts.serving import backend_of, engine_for, greedily
 from selfcal.recipe import Recipe
 from selfcal.stage import Stage, Work
 from selfcal.store import JSON
@@ -17,23 +20,21 @@ _SHARD = 200
 
 
 def evaluate(recipe: Recipe, checkpoint: str, trained: str | None = None) -> Stage:
-    """Greedy responses of a checkpoint on dev and test, and all metrics.
+    """Greedy responses of a checkpoint on dev and test, and all metrics; estimates by a marker.
 
     `trained` is the stage that made the checkpoint; None: the model as it was given.
     """
-    settings, p = recipe.evaluate, recipe.policy
+    settings = recipe.evaluate
     verified = recipe.data.miniworld
 
     def run(work: Work) -> Mapping[str, JSON]:
-        from selfcal.evaluate import grade, grade_answer, measure
-        from selfcal.policy import load_policy
-        from selfcal.search import respond
+        from selfcal.evaluate import grade, grade_answer, measure, measure_marks
+        from selfcal.search import respond_ended
 
-        grading: Callable[[Sample, str], Response] = grade if verified else grade_answer
+        form = form_of(recipe)
 
         def answer(left: Iterator[tuple[str, Sample]]) -> Iterator[Mapping[str, list[Response]]]:
-            path = weights(recipe, work, trained)
-            policy = load_policy(path, p.dtype, p.device, p.trust_remote_code)
+            engine = opened.enter_context(engine_for(recipe, work, trained, use))
             asked: deque[tuple[str, Sample]] = deque()  # filled by the engine's reading thread
 
             def feed() -> Iterator[Sample]:
@@ -41,26 +42,35 @@ def evaluate(recipe: Recipe, checkpoint: str, trained: str | None = None) -> Sta
                     asked.append((split, sample))
                     yield sample
 
-            may = engine_limits(recipe, settings.batch_size)
-            for text in respond(policy, feed(), settings.max_new_tokens, may):
+            for text, ended in respond_ended(None, feed(), settings.max_new_tokens, engine=engine):
                 split, sample = asked.popleft()
-                yield {split: [grading(sample, text)]}
+                if verified:
+                    yield {split: [grade(sample, text, form)]}
+                else:
+                    yield {split: [grade_answer(sample, text, form, cut=not ended)]}
 
         items = [(split, s) for split in settings.splits for s in work.samples("data", split)]
-        work.stream(items, _SHARD, dict.fromkeys(settings.splits, Response), answer)
-        results = [
-            r
-            for split in settings.splits
-            for r in measure(
-                work.folder.read(split, Response), checkpoint, split, work.seed, verified
-            )
-        ]
+        use = greedily(recipe, settings.batch_size, [s for _, s in items])
+        with ExitStack() as opened:  # by the first sample that is left, if there is one
+            work.stream(items, _SHARD, dict.fromkeys(settings.splits, Response), answer)
+        results: list[Result] = []
+        for split in settings.splits:
+            responses = work.folder.read(split, Response)
+            results += measure(responses, checkpoint, split, work.seed, verified)
+            if settings.marker is not None:
+                marks = mark_split(recipe, work, split)
+                results += measure_marks(responses, marks, checkpoint, split, work.seed)
         work.write("results", results, Result)
-        return {r.metric: round(r.value, 4) for r in results if r.category == "all" and r.n}
+        return {
+            r.metric: round(r.value, 4)
+            for r in results
+            if r.category == "all" and math.isfinite(r.value)
+        }
 
     n = sum(getattr(recipe.data, s) for s in settings.splits)
     inputs = ("data", *reads(trained))
     depends: dict[str, Any] = {"splits": settings.splits, "max_new_tokens": settings.max_new_tokens}
     depends |= {"dtype": recipe.policy.dtype, "verified": verified}
-    depends |= given(recipe, trained)
+    depends |= given(recipe, trained) | formed(recipe) | backend_of(recipe)
+    depends |= marker_settings(recipe)
     return Stage(f"eval/{checkpoint}", inputs, depends, run, n, "samples", f"measure {checkpoint}")

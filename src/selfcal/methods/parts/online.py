@@ -17,7 +17,10 @@ from selfcal.errors import SelfcalError
 from selfcal.methods.parts.base import (
     calibration_samples,
     calibration_size,
+    form_of,
+    formed,
     given,
+    outcome_of,
     reads,
     training_run,
     training_stats,
@@ -25,7 +28,7 @@ from selfcal.methods.parts.base import (
 )
 from selfcal.methods.parts.budget import dropped, share
 from selfcal.methods.parts.loop import loop
-from selfcal.rationale import answers_agree, parse
+from selfcal.rationale import RapFormat, answers_agree
 from selfcal.recipe import Recipe, RecipeError
 from selfcal.stage import Stage, Work
 from selfcal.store import JSON
@@ -96,10 +99,14 @@ class Online:
     """How often the rater asks the judge at most about a group of that size."""
     needs_answers: bool = True
     """Whether samples without a reference answer teach nothing."""
+    source: str = "data"
+    """Stage that has the samples; `online_loop` names that with facts, where there is one."""
 
 
 def online_loop(recipe: Recipe, method: Online, before: Sequence[Stage] = ()) -> list[Stage]:
     """The stages of an online method; `before`: those that train its judge."""
+    if any(stage.name == "facts" for stage in before):
+        method = replace(method, source="facts")
 
     def iteration(t: int, start: str | None) -> list[Stage]:
         return [online_tuning(recipe, t, start, method)]
@@ -117,7 +124,7 @@ def online_tuning(recipe: Recipe, t: int, start: str | None, method: Online) -> 
         rater = method.rater(work) if method.rater else None
         grading = _Grading(recipe, method.signals, rater, method.estimator(learned))
         ledger = Ledger(work.folder, share(recipe))
-        samples = calibration_samples(recipe, work, t)
+        samples = calibration_samples(recipe, work, t, method.source)
         usable = [s for s in samples if s.answer.strip() or not method.needs_answers]
         if not usable:
             raise SelfcalError(
@@ -148,16 +155,17 @@ def online_tuning(recipe: Recipe, t: int, start: str | None, method: Online) -> 
     n = calibration_size(recipe)
     depends = {
         "method": recipe.method,
-        "training": recipe.grpo,
+        "training": outcome_of(recipe.grpo),
         "budget": share(recipe),
         "part": None if recipe.data.repeat else (t, recipe.iterations),
         "signals": method.signals,
         "asks": method.asks(recipe.grpo.group),
         **method.settings,
         **given(recipe, start),
+        **formed(recipe),
     }
     steps = recipe.grpo.steps_for(n * recipe.grpo.group * recipe.grpo.updates)
-    inputs = ("data", *reads(start), *method.inputs)
+    inputs = (method.source, *reads(start), *method.inputs)
     return Stage(f"iter-{t}/grpo", inputs, depends, run, steps, "steps", "GRPO on own responses")
 
 
@@ -217,7 +225,7 @@ class _Grading:
     def __init__(
         self, recipe: Recipe, signals: Sequence[str], rater: Rater | None, estimator: Estimator
     ) -> None:
-        self._format_weight = recipe.grpo.format_weight
+        self._format_weight, self._form = recipe.grpo.format_weight, form_of(recipe)
         self._signals, self._rater, self._estimator = signals, rater, estimator
         self.asked = 0
 
@@ -228,7 +236,7 @@ class _Grading:
     def judge(self, groups: Sequence[Group]) -> list[list[tuple[float, ...]]]:
         if self._rater is None:
             return [[() for _ in g.texts] for g in groups]
-        return self._rater.rate(groups, [_correct(g) for g in groups])
+        return self._rater.rate(groups, [_correct(g, self._form) for g in groups])
 
     def weigh(
         self, groups: Sequence[Group], judged: Sequence[Sequence[tuple[float, ...]]]
@@ -237,8 +245,8 @@ class _Grading:
 
         from selfcal.train import Graded
 
-        correct = np.array([_correct(g) for g in groups])
-        compliant = np.array([[parse(text).compliant for text in g.texts] for g in groups])
+        read, correct = self._form.parse, np.array([_correct(g, self._form) for g in groups])
+        compliant = np.array([[read(text).compliant for text in g.texts] for g in groups])
         form = self._format_weight * compliant
         if self._rater is not None:
             self.asked += self._rater.cost(groups, correct.tolist())
@@ -261,10 +269,10 @@ class _Grading:
         ]  # fmt: skip
 
 
-def _correct(group: Group) -> list[float]:
+def _correct(group: Group, form: RapFormat) -> list[float]:
     """Whether each answer is right; NaN without a reference answer."""
     sample = group.sample
     if not sample.answer.strip():
         return [float("nan") for _ in group.texts]
-    answers = (parse(text).answer for text in group.texts)
+    answers = (form.parse(text).answer for text in group.texts)
     return [float(answers_agree(a, sample.answer, sample.choices)) for a in answers]

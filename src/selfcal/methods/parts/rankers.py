@@ -7,9 +7,11 @@ from itertools import permutations
 from typing import TYPE_CHECKING
 
 from selfcal.methods.parts import learned
-from selfcal.methods.parts.judges import candidates_of_training, labels_at_once, trained_on
+from selfcal.methods.parts.base import form_of, trained_on
+from selfcal.methods.parts.facts import facts
+from selfcal.methods.parts.judges import candidates_of_training, labels_at_once
 from selfcal.methods.parts.online import Rater
-from selfcal.rationale import answers_agree, parse
+from selfcal.rationale import RapFormat, answers_agree
 from selfcal.recipe import Recipe
 from selfcal.stage import Stage, Work
 from selfcal.store import JSON
@@ -40,7 +42,8 @@ def ranker(recipe: Recipe, prompt: str | None, orders: int) -> list[Stage]:
         from selfcal.judge.ranker import NUMBERS
         from selfcal.judge.training import rank_responses
 
-        right = {s.id: dict.fromkeys(t for t in own[s.id] if _right(s, t)) for s in samples}
+        form = form_of(recipe)
+        right = {s.id: dict.fromkeys(t for t in own[s.id] if _right(s, t, form)) for s in samples}
         most = len(NUMBERS)
         shown = {name: [*texts][:most] for name, texts in right.items()}
         return rank_responses(who, samples, shown, labels_at_once(recipe))
@@ -49,7 +52,7 @@ def ranker(recipe: Recipe, prompt: str | None, orders: int) -> list[Stage]:
         from selfcal.train import train_ranker
 
         j = recipe.judge
-        return train_ranker(j.model, ranked, j.train, prompt, orders, run)
+        return train_ranker(j.model, ranked, j.train, prompt, orders, run, j.sees)
 
     def figures(work: Work, heldout: Sequence[RankedResponses]) -> Mapping[str, JSON]:
         return _agreement(_load(recipe, work, prompt), heldout)
@@ -59,15 +62,16 @@ def ranker(recipe: Recipe, prompt: str | None, orders: int) -> list[Stage]:
     trains = depends | {"orders": orders}
     rows = (n - kept) * orders
     return [
+        *facts(recipe),
         candidates_of_training(recipe),
-        learned.labels(recipe, "rankings", RankedResponses, ask, {}),
+        learned.labels(recipe, "rankings", RankedResponses, ask, {}, ("rank",)),
         learned.training(recipe, "ranker", "rankings", RankedResponses, train, rows, trains),
         learned.check(recipe, "ranker", "rankings", RankedResponses, figures, kept, depends),
     ]
 
 
-def _right(sample: Sample, text: str) -> bool:
-    return answers_agree(parse(text).answer, sample.answer, sample.choices)
+def _right(sample: Sample, text: str, form: RapFormat) -> bool:
+    return answers_agree(form.parse(text).answer, sample.answer, sample.choices)
 
 
 def _load(recipe: Recipe, work: Work, prompt: str | None) -> Ranker:
@@ -81,9 +85,10 @@ def _agreement(judge: Ranker, heldout: Sequence[RankedResponses]) -> dict[str, J
 
     Groups that cannot be read count as wrong; equal strengths count half.
     """
+    from selfcal.judge.asking import sample_of
     from selfcal.judge.quality import mean
 
-    ranked = judge.rank([(learned.as_sample(g), g.responses) for g in heldout])
+    ranked = judge.rank([(sample_of(g), g.responses) for g in heldout])
     best, apart = [], []
     for g, p in zip(heldout, ranked, strict=True):
         found = p or (0.0,) * len(g.ranks)

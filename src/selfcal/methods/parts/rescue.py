@@ -13,8 +13,9 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING
 
-from selfcal.methods.parts.base import calibration_size, reads, rule_of
+from selfcal.methods.parts.base import calibration_size, form_of, reads, rule_of, spent
 from selfcal.methods.parts.correcting import Correct, calibration_stage, correction
+from selfcal.methods.parts.facts import told
 from selfcal.methods.parts.judges import Judging, judging
 from selfcal.methods.parts.pairing import likeliest
 from selfcal.methods.parts.scoring import curate_sample, judgments, pairs
@@ -79,7 +80,7 @@ def _taught(recipe: Recipe, t: int, judge: Judging) -> Stage:
     fitted = calibration_stage(recipe, t)
 
     def run(work: Work) -> Mapping[str, JSON]:
-        samples = weak_samples(work, source, work.samples("data", "calibration"))
+        samples = weak_samples(work, source, work.samples(told(recipe), "calibration"))
         ids = {s.id for s in samples}
         own: dict[str, list[Candidate]] = {}
         for c in work.records(searched, "candidates", Candidate):
@@ -96,13 +97,14 @@ def _taught(recipe: Recipe, t: int, judge: Judging) -> Stage:
             "pairs": len(work.folder.read("pairs", PreferencePair)),
             "drops": count_drops(work.folder.read("drops", Drop)),
             "judgments": len(work.folder.read("judgments", Judgment)),
+            **spent(work),
         }
 
     asking = {**judge.settings, "abstain": recipe.judge.abstain}
-    depends = {"teacher": teacher_settings(recipe), "judge": asking}
+    depends = {"teacher": teacher_settings(recipe, "rationale"), "judge": asking}
     depends |= rule_of(recipe)
     return Stage(
-        f"iter-{t}/taught/pairs", ("data", source, searched, *judge.inputs, *reads(fitted)),
+        f"iter-{t}/taught/pairs", (told(recipe), source, searched, *judge.inputs, *reads(fitted)),
         depends, run,
         calibration_size(recipe), "samples", "the teacher's RAP where no candidate stands out",
     )  # fmt: skip
@@ -123,7 +125,7 @@ def _rescue(
     from selfcal.judge.scorer import all_comparisons
     from selfcal.teacher import rewrite
 
-    written, drops = rewrite(who, [s for s, _ in weak], requests(recipe))
+    written, drops = rewrite(who, [s for s, _ in weak], requests(recipe), form_of(recipe))
     texts = {r.sample_id: r.text for r in written}
     asks = [(s, _rap(own, texts[s.id]), likeliest(own)) for s, own in weak if s.id in texts]
     sure = [ask for ask in asks if ask[0].confidence >= recipe.judge.abstain]

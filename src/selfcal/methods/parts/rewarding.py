@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from selfcal.methods.parts.base import given, reads, weights
-from selfcal.methods.parts.search import engine_limits, search_limits, search_settings
+from selfcal.methods.parts.base import formed, given, reads
+from selfcal.methods.parts.search import search_limits, search_settings, use_of
+from selfcal.methods.parts.serving import backend_of, engine_for
 from selfcal.recipe import Recipe
 from selfcal.stage import Stage, Work, count_drops
 from selfcal.store import JSON
@@ -29,17 +30,16 @@ def own_reward(recipe: Recipe, t: int, start: str | None) -> list[Stage]:
     n = min(recipe.data.dev, _SAMPLES)
 
     def run(work: Work) -> Mapping[str, JSON]:
-        from selfcal.policy import load_policy
         from selfcal.reward import Relevance, calibrated, likelihood
         from selfcal.search import NO_FILTERS, search
 
         p, r = recipe.policy, recipe.reward
-        policy = load_policy(weights(recipe, work, start), p.dtype, p.device, p.trust_remote_code)
         samples = work.samples("data", "dev")[:n]
         limits = replace(search_limits(recipe), **_OWN, filters=NO_FILTERS)
-        may = engine_limits(recipe, recipe.search.batch_rows)
-        # the same random numbers in every iteration: what differs is the policy's doing
-        found = list(search(policy, samples, limits, f"{work.seed}|own-reward", may))
+        with engine_for(recipe, work, start, use_of(recipe, limits, samples)) as engine:
+            # the same random numbers in every iteration: what differs is the policy's doing
+            seed = f"{work.seed}|own-reward"
+            found = list(search(None, samples, limits, seed, engine=engine))
         said = [c for f in found for c in f.candidates]
         images = {s.id: s.image for s in samples}
         clip = Relevance(r.model, p.dtype, p.device)
@@ -62,7 +62,7 @@ def own_reward(recipe: Recipe, t: int, start: str | None) -> list[Stage]:
     searched = {k: v for k, v in search_settings(recipe)["search"].items() if k not in _IGNORED}
     reward = recipe.reward.model_dump(exclude={"normalize"})
     depends = {"search": searched, "reward": reward, "dtype": recipe.policy.dtype}
-    depends |= given(recipe, start)
+    depends |= given(recipe, start) | formed(recipe) | backend_of(recipe)
     stage = Stage(
         f"reward/{'iter-' + str(t - 1) if t > 1 else 'start'}", ("data", *reads(start)), depends,
         run, n, "samples", "calibrated reward of own responses",

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from selfcal.methods.parts.base import SPLITS, part_of
 from selfcal.recipe import Recipe
-from selfcal.stage import Stage, Work, count_drops
+from selfcal.stage import Stage, Work
 from selfcal.store import JSON
 from selfcal.types import Drop, Sample
+
+if TYPE_CHECKING:
+    from selfcal.data import Checker, Kept, Rules
+
+_SHARD = 10_000
+"""Drops in memory at once."""
+_TRAIN, _HELD_OUT = ("rft", "calibration"), ("dev", "test")
 
 
 def data(recipe: Recipe) -> Stage:
@@ -18,32 +27,128 @@ def data(recipe: Recipe) -> Stage:
     sizes = {s: n for s in SPLITS if (n := getattr(recipe.data, s))}
 
     def run(work: Work) -> Mapping[str, JSON]:
-        from selfcal.data import draw_mix, read_samples
-
-        mine = not recipe.data.miniworld
-        folder = Path(recipe.data.source) if mine else work.out
-        if not mine:
-            from selfcal.miniworld.build import build
-
-            build(work.out, sizes, work.seed)
-        counts: dict[str, JSON] = {}
-        dropped: list[Drop] = []
-        for split in sizes:
-            samples, drops = read_samples(_split_file(folder, split))
-            mix = recipe.data.mix or None
-            drawn = draw_mix(samples, sizes[split], mix, f"{work.rng_key()}|{split}")
-            if split == "calibration" and recipe.data.uncertain:
-                drawn = _doubtful(drawn, work, recipe.data.uncertain)
-            inside = [replace(s, image=_within(work.run, s.image)) for s in drawn]
-            work.write(split, inside, Sample)
-            dropped += drops
-            counts[split] = len(drawn)
-        work.write("drops", dropped, Drop)
-        return {"samples": counts, "drops": count_drops(dropped)}
+        drops = _Drops(work)
+        stats: dict[str, JSON] = {}
+        if recipe.data.sources:
+            drawn = _from_sources(recipe, work, sizes, drops.add, stats)
+        else:
+            drawn = _from_folder(recipe, work, sizes, drops.add, stats)
+        for split, samples in drawn.items():
+            work.write(split, [_inside(work.run, s) for s in samples], Sample)
+        counts: dict[str, JSON] = {split: len(samples) for split, samples in drawn.items()}
+        return {"samples": counts, **stats, "drops": drops.end()}
 
     return Stage(
         "data", (), part_of(recipe, "data"), run, sum(sizes.values()), "samples", "read the samples"
     )
+
+
+Told = Callable[[Drop], None]
+
+
+def _from_sources(
+    recipe: Recipe, work: Work, sizes: Mapping[str, int], told: Told, stats: dict[str, JSON]
+) -> dict[str, list[Sample]]:
+    from selfcal.data.sources import mix_sources
+
+    d = recipe.data
+    mixed = mix_sources(
+        d.sources, sizes, d.mix, work.rng_key(), _rules(recipe), work.out / "images", told
+    )
+    stats["kept"] = mixed.kept
+    return mixed.splits
+
+
+def _from_folder(
+    recipe: Recipe, work: Work, sizes: Mapping[str, int], told: Told, stats: dict[str, JSON]
+) -> dict[str, list[Sample]]:
+    """Every split from the file of its name, as MiniWorld writes them too."""
+    from selfcal.data import Checker, DataError, split_files
+
+    folder = work.out if recipe.data.miniworld else Path(recipe.data.source)
+    if recipe.data.miniworld:
+        from selfcal.miniworld.build import build
+
+        build(work.out, sizes, work.seed)
+    elif folder.is_file():
+        raise DataError(
+            f"data.source: {folder} is a file; give a folder with a file for each of "
+            f"{', '.join(sizes)}, or list the file under data.sources"
+        )
+    files = split_files(folder)
+    drawn: dict[str, list[Kept]] = {}
+    with Checker(_rules(recipe)) as checker:
+        for split in sizes:
+            path = files.get(split, folder / f"{split}.jsonl")
+            drawn[split] = _draw(recipe, work, split, path, checker, told)
+    if not recipe.data.miniworld:
+        stats["leaked_images"] = _leaked(drawn)
+    samples = {split: [k.sample for k in kept] for split, kept in drawn.items()}
+    if recipe.data.uncertain:
+        samples["calibration"] = _doubtful(samples["calibration"], work, recipe.data.uncertain)
+    return samples
+
+
+def _draw(
+    recipe: Recipe, work: Work, split: str, path: Path, checker: Checker, told: Told
+) -> list[Kept]:
+    """The samples of a split, drawn while its file streams by."""
+    from selfcal.data import Draw, Kept, insist, open_data, order, read, save_embedded
+
+    file = open_data(path)
+    if split != "calibration":  # the others are trained on, or held against, answers
+        file = replace(file, answered=True)
+    draw = Draw[Kept](getattr(recipe.data, split), recipe.data.mix)
+    for found in insist(path, read(file, checker, work.out / "images")):
+        if isinstance(found, Drop):
+            told(found)
+        else:
+            key = order(f"{work.rng_key()}|{split}", found.sample.id)
+            draw.add(found, key, found.sample.category)
+    drawn = draw.take()
+    save_embedded(file, {kept.number: kept for kept in drawn})
+    return drawn
+
+
+def _leaked(drawn: Mapping[str, Sequence[Kept]]) -> int:
+    """Images, by content, that training and measurement share."""
+    sides = [
+        {image for split in own for kept in drawn.get(split, ()) for image in kept.contents}
+        for own in (_TRAIN, _HELD_OUT)
+    ]
+    return len(sides[0] & sides[1])
+
+
+def _rules(recipe: Recipe) -> Rules:
+    from selfcal.data import Rules
+
+    return Rules(recipe.data.min_side, recipe.data.max_pixels, recipe.data.max_images)
+
+
+class _Drops:
+    """Drops, written shard by shard, so that a file of bad rows does not fill the memory."""
+
+    def __init__(self, work: Work) -> None:
+        self._work, self._rows, self._shard = work, list[Drop](), 0
+        self._counts: Counter[str] = Counter()
+        for left in work.out.glob("drops-*.parquet"):  # of a run that was killed
+            left.unlink()
+
+    def add(self, drop: Drop) -> None:
+        self._rows.append(drop)
+        if len(self._rows) == _SHARD:
+            self._write()
+
+    def end(self) -> dict[str, JSON]:
+        """Write the last shard; counts by reason."""
+        if self._rows or not self._shard:
+            self._write()
+        return dict(sorted(self._counts.items()))
+
+    def _write(self) -> None:
+        self._work.folder.write_shard("drops", self._shard, self._rows, Drop)
+        self._counts.update(drop.reason for drop in self._rows)
+        self._rows, self._shard = [], self._shard + 1
 
 
 def _doubtful(samples: list[Sample], work: Work, share: float) -> list[Sample]:
@@ -52,10 +157,10 @@ def _doubtful(samples: list[Sample], work: Work, share: float) -> list[Sample]:
     return spoil(samples, work.out / "images" / "uncertain", share, work.rng_key())
 
 
-def _split_file(folder: Path, split: str) -> Path:
-    prompts = ("json",) if split == "calibration" else ()  # they have no answers
-    kinds = [folder / f"{split}.{kind}" for kind in ("parquet", "jsonl", *prompts)]
-    return next((path for path in kinds if path.exists()), kinds[1])
+def _inside(run: Path, sample: Sample) -> Sample:
+    """A sample whose images are named relative to the run where they lie inside it."""
+    images = [_within(run, image) for image in sample.images]
+    return replace(sample, image=images[0], more_images=tuple(images[1:]))
 
 
 def _within(run: Path, image: str) -> str:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 from selfcal.curate import AGGREGATORS, Aggregator, Scores, curate, merge_orders
 from selfcal.methods.parts.base import BySample, calibration_size, reads, rule_of
 from selfcal.methods.parts.correcting import calibration_stage, correction
-from selfcal.methods.parts.judges import Judging, judging
+from selfcal.methods.parts.facts import told
+from selfcal.methods.parts.judges import Judging, judging, reading_figures, readings_of
 from selfcal.methods.parts.pairing import write_pairs
 from selfcal.recipe import Recipe
 from selfcal.stage import Shards, Stage, Work
@@ -39,16 +40,18 @@ def judgments(recipe: Recipe, t: int, judge: Judging | None = None, place: str =
 
     def run(work: Work) -> Mapping[str, JSON]:
         ids = {c.sample_id for c in work.records(searched, "candidates", Candidate)}
-        samples = [s for s in work.samples("data", "calibration") if s.id in ids]
+        samples = [s for s in work.samples(told(recipe), "calibration") if s.id in ids]
         found = BySample((s.id for s in samples), work.records(searched, "candidates", Candidate))
         loaded = cache(lambda: who.load(work))
 
         def score(part: Sequence[Sample]) -> Shards:
             asks = [(s, found.of(s.id)) for s in part]
-            return {"judgments": (Judgment, _ask(recipe, loaded, asks))}
+            made = {"judgments": (Judgment, _ask(recipe, loaded, asks))}
+            return {**made, **(readings_of(loaded()) if who.served else {})}
 
         work.map(samples, _SHARD, score)
-        return _judgment_figures(work, searched)
+        figures = _judgment_figures(work, searched)
+        return {**figures, **(reading_figures(work) if who.served else {})}
 
     depends = {**who.settings, "abstain": recipe.judge.abstain}
     if recipe.judge.schedule != "full":
@@ -56,7 +59,7 @@ def judgments(recipe: Recipe, t: int, judge: Judging | None = None, place: str =
     if recipe.judge.schedule == "adaptive":
         depends |= rule_of(recipe)
     return Stage(
-        f"{place}/judgments", ("data", searched, *who.inputs), depends, run,
+        f"{place}/judgments", (told(recipe), searched, *who.inputs), depends, run,
         calibration_size(recipe), "samples", "pairwise scoring",
     )  # fmt: skip
 

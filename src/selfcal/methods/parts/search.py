@@ -4,24 +4,29 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from selfcal.methods.parts.base import (
     calibration_samples,
     calibration_size,
+    form_of,
+    formed,
     given,
     part_of,
     reads,
-    weights,
 )
 from selfcal.methods.parts.budget import Budget, dropped, share
+from selfcal.methods.parts.serving import Use, backend_of, engine_for, most_images
 from selfcal.recipe import Recipe
 from selfcal.stage import Stage, Work, count_drops
 from selfcal.store import JSON
 from selfcal.types import Candidate, Drop, Sample, SearchNode
 
 if TYPE_CHECKING:
-    from selfcal.search import Engine, Guide, Limits, SearchLimits
+    from selfcal.search import Engine, Guide, SearchLimits
+    from selfcal.search.served import ServedEngine
 
 _SHARD = 64
 ENGINE = "engine"
@@ -82,7 +87,8 @@ def _left(work: Work, first: str, budget: int | None) -> int | None:
 def search_settings(recipe: Recipe) -> dict[str, Any]:
     """What the outcome of a search depends on."""
     search = recipe.search.model_dump(exclude=_SPEED)
-    return {"search": search, "dtype": recipe.policy.dtype}
+    depends = {"search": search, "dtype": recipe.policy.dtype}
+    return depends | formed(recipe) | backend_of(recipe)
 
 
 def search_samples(
@@ -94,20 +100,18 @@ def search_samples(
     budget: int | None = None,
 ) -> Mapping[str, JSON]:
     """Search for candidates of samples with the policy of stage `start`, and write them."""
-    from selfcal.policy import load_policy
-    from selfcal.search import Engine, search
+    from selfcal.search import search
 
-    p, limits = recipe.policy, search_limits(recipe)
-    engines: list[Engine] = []
+    limits = search_limits(recipe)
+    use = use_of(recipe, limits, samples)
+    engines: list[Engine | ServedEngine] = []
 
     def find(left: Iterator[Sample]) -> Iterator[Mapping[str, Sequence[Any]]]:
-        policy = load_policy(weights(recipe, work, start), p.dtype, p.device, p.trust_remote_code)
-        may = engine_limits(recipe, recipe.search.batch_rows)
-        engines.append(Engine(policy, limits.sampling, limits.sentence_tokens, may))
+        engines.append(opened.enter_context(engine_for(recipe, work, start, use)))
         spending = Budget(budget, _spent(work))
         guide = _guide(recipe) if guided else None
         feed = spending.feed(left)
-        for found in search(policy, feed, limits, work.rng_key(), engine=engines[0], guide=guide):
+        for found in search(None, feed, limits, work.rng_key(), engine=engines[0], guide=guide):
             _, drop = spending.settle(sum(n.tokens for n in found.nodes))
             if drop:
                 yield {"drops": [drop]}
@@ -116,7 +120,8 @@ def search_samples(
         yield from ({"drops": [dropped(sample, "candidates")]} for sample in left)
 
     kinds = {"nodes": SearchNode, "drops": Drop, "candidates": Candidate}
-    work.stream(samples, _SHARD, kinds, find)
+    with ExitStack() as opened:  # by the first sample that is left, if there is one
+        work.stream(samples, _SHARD, kinds, find)
     return _figures(work, len(samples)) | {ENGINE: _account(engines[0]) if engines else None}
 
 
@@ -128,8 +133,9 @@ def search_limits(recipe: Recipe) -> SearchLimits:
     sampling = Sampling(s.temperature, s.top_p, s.top_k, s.repetition_penalty)
     filters = Filters(s.min_characters, s.max_characters, s.degenerate == "drop")
     return SearchLimits(
-        s.candidates, s.branch, s.keep, s.max_sentences, s.sentence_tokens, sampling, filters
-    )
+        s.candidates, s.branch, s.keep, s.max_sentences, s.sentence_tokens, sampling, filters,
+        form_of(recipe),
+    )  # fmt: skip
 
 
 def _guide(recipe: Recipe) -> Guide:
@@ -146,16 +152,20 @@ def _spent(work: Work) -> int:
     return sum(n.tokens for n in work.folder.records("nodes", SearchNode))
 
 
-def engine_limits(recipe: Recipe, rows: int) -> Limits:
-    """What the engine may use."""
-    from selfcal.search import Limits
+def use_of(recipe: Recipe, limits: SearchLimits, samples: Sequence[Sample]) -> Use:
+    """What a search wants of an engine."""
+    return Use(
+        limits.sampling, limits.sentence_tokens, recipe.search.batch_rows, form=limits.form,
+        images=most_images(samples),
+    )  # fmt: skip
 
-    gib = recipe.search.cache_gib
-    return Limits(rows, None if gib is None else int(gib * 2**30), recipe.search.prompt_tokens)
 
-
-def _account(engine: Engine) -> JSON:
+def _account(engine: Engine | ServedEngine) -> JSON:
     """What the engine did since this process took the stage up."""
+    from selfcal.search import Engine
+
+    if not isinstance(engine, Engine):
+        return asdict(engine.counts)
     counts = engine.counts
     return {
         "tokens": counts.prompt_tokens + counts.tokens,

@@ -7,8 +7,11 @@ from dataclasses import replace
 
 from selfcal.methods.parts.base import (
     calibration_size,
+    form_of,
     given,
+    outcome_of,
     reads,
+    spent,
     training_run,
     training_stats,
     weights,
@@ -29,25 +32,22 @@ def teach(recipe: Recipe) -> Stage:
         who = teacher_of(recipe, work)
 
         def rewrite(part: Sequence[Sample]) -> Shards:
-            raps, drops = teacher.rewrite(who, part, requests(recipe))
+            raps, drops = teacher.rewrite(who, part, requests(recipe), form_of(recipe))
             return {"raps": (WrittenRap, raps), "drops": (Drop, drops)}
 
         work.map(work.samples("data", "rft"), 32, rewrite)
         raps = work.folder.read("raps", WrittenRap)
-        return {"raps": len(raps), "drops": count_drops(work.folder.read("drops", Drop))}
+        drops = count_drops(work.folder.read("drops", Drop))
+        return {"raps": len(raps), "drops": drops, **spent(work)}
 
     about = "the teacher writes rationale-answer pairs"
-    depends = teacher_settings(recipe)
+    depends = teacher_settings(recipe, "rationale")
     return Stage("teacher", ("data",), depends, run, recipe.data.rft, "samples", about)
 
 
 def rationale_fine_tuning(recipe: Recipe) -> Stage:
     """Light LoRA SFT on the teacher's RAPs; merged."""
-    # the device is where it is computed, not what
-    policy, settings = (
-        recipe.policy.model_dump(exclude={"device", "trust_remote_code"}),
-        _rft(recipe),
-    )
+    settings = _rft(recipe)
 
     def run(work: Work) -> Mapping[str, JSON]:
         from selfcal.train import sft
@@ -56,8 +56,9 @@ def rationale_fine_tuning(recipe: Recipe) -> Stage:
             work, sft(recipe.policy.model, _taught(work), settings, training_run(recipe, work))
         )
 
+    depends = {"policy": given(recipe, None), "rft": outcome_of(settings)}
     return Stage(
-        "rft", ("data", "teacher"), {"policy": policy, "rft": settings}, run,
+        "rft", ("data", "teacher"), depends, run,
         settings.steps_for(recipe.data.rft), "steps", "rationale fine-tuning",
     )  # fmt: skip
 
@@ -104,7 +105,7 @@ def _sft(
 
     return Stage(
         f"iter-{t}/sft", (*inputs, *reads(start)),
-        {"training": settings, **given(recipe, start)}, run, n, "steps", about,
+        {"training": outcome_of(settings), **given(recipe, start)}, run, n, "steps", about,
     )  # fmt: skip
 
 
@@ -134,7 +135,7 @@ def preference_tuning(
     n = calibration_size(recipe)
     return Stage(
         f"iter-{t}/dpo", ("data", *reads(start), *sources),
-        {"training": recipe.dpo, **given(recipe, start)}, run,
+        {"training": outcome_of(recipe.dpo), **given(recipe, start)}, run,
         recipe.dpo.steps_for(n), "steps", "DPO with an SFT term",
     )  # fmt: skip
 

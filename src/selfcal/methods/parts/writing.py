@@ -12,19 +12,22 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from selfcal.methods.parts.asked import asked, at_once, prompts_of, said_by
 from selfcal.methods.parts.base import (
-    REACHING,
     calibration_samples,
     calibration_size,
-    chat_client,
+    form_of,
+    formed,
     given,
-    weights,
+    spent,
 )
 from selfcal.methods.parts.budget import Budget, dropped, share
-from selfcal.methods.parts.search import engine_limits
-from selfcal.recipe import Recipe
+from selfcal.methods.parts.serving import backend_of, engine_for, greedily
+from selfcal.rationale import HEADINGS
+from selfcal.recipe import Recipe, RecipeError
 from selfcal.stage import Stage, Work, count_drops
 from selfcal.store import JSON
 from selfcal.types import Drop, PreferencePair, Sample, WrittenRap
@@ -96,6 +99,7 @@ def written_pairs(
             "pairs": len(work.folder.read("pairs", PreferencePair)),
             "drops": count_drops(work.folder.records("drops", Drop)),
             "tokens": count(_written(work)),  # of all that was written, by the policy's tokenizer
+            **spent(work),
         }
 
     depends = {
@@ -124,7 +128,8 @@ def _counter(recipe: Recipe) -> Callable[[Iterable[str]], int]:
     """Counts the tokens of texts with the policy's tokenizer."""
     from selfcal.policy import load_processor
 
-    processor = load_processor(recipe.policy.model, recipe.policy.trust_remote_code)
+    p = recipe.policy
+    processor = load_processor(p.model, p.trust_remote_code, p.chat_template)
 
     def count(texts: Iterable[str]) -> int:
         return sum(
@@ -160,33 +165,53 @@ def written_pair(sample: Sample, chosen: str, rejected: str, image: str = "") ->
 def teacher_of(recipe: Recipe, work: Work) -> Teacher:
     """The recipe's teacher."""
     from selfcal.teacher import ChatTeacher, MiniWorldTeacher
+    from selfcal.written import FileTeacher
 
     settings = recipe.teacher
-    if settings.kind == "endpoint":
-        return ChatTeacher(chat_client(settings))
     if settings.kind == "miniworld":
-        return MiniWorldTeacher(settings.error_rate, work.seed)
-    raise NotImplementedError(settings.kind)
+        return _speaking(recipe, MiniWorldTeacher(settings.error_rate, work.seed))
+    if settings.kind == "file":
+        return _speaking(recipe, FileTeacher(Path(settings.path), settings.columns))
+    model = asked(settings, recipe, work, "teacher")
+    return _speaking(recipe, ChatTeacher(model, prompts_of(settings, "teacher")))
 
 
-def teacher_settings(recipe: Recipe) -> dict[str, Any]:
-    """What the teacher's writing depends on."""
-    return recipe.teacher.model_dump(exclude=REACHING)
+def _speaking(recipe: Recipe, teacher: Teacher) -> Teacher:
+    """The teacher, in the recipe's format."""
+    from selfcal.teacher import Translated
+
+    return teacher if form_of(recipe) is HEADINGS else Translated(teacher, form_of(recipe))
+
+
+def teacher_settings(recipe: Recipe, *prompts: str) -> dict[str, Any]:
+    """What the teacher's writing depends on that is asked for by these prompts.
+
+    Raises:
+        PromptError: a prompt that the recipe gives cannot be used.
+        RecipeError: the teacher is a file, and is to rework responses.
+    """
+    if recipe.teacher.kind == "file" and (able := set(prompts) - {"rationale", "facts"}):
+        raise RecipeError(
+            f"recipe {recipe.name}: teacher.kind: method {recipe.method!r} has the teacher "
+            f"{' and '.join(sorted(able))} responses, which a file cannot; take `endpoint` or "
+            "`local`"
+        )
+    return said_by(recipe.teacher, "teacher", *prompts) | formed(recipe)
 
 
 def requests(recipe: Recipe) -> int:
-    """How many requests the teacher gets at the same time."""
-    return recipe.teacher.concurrency if recipe.teacher.kind == "endpoint" else 1
+    """How many questions the teacher gets at the same time."""
+    return at_once(recipe.teacher)
 
 
 def each(recipe: Recipe, ask: Callable[[Item], Made], items: Iterator[Item]) -> Iterator[Made]:
-    """Ask the teacher item by item; an endpoint about several at once, the results in order."""
-    at_once = requests(recipe)
+    """Ask the teacher item by item; a model about several at once, the results in order."""
+    most = requests(recipe)
     waiting: deque[Future[Made]] = deque()
-    with ThreadPoolExecutor(at_once) as pool:
+    with ThreadPoolExecutor(most) as pool:
         for item in items:
             waiting.append(pool.submit(ask, item))
-            if len(waiting) == at_once:
+            if len(waiting) == most:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
@@ -203,11 +228,8 @@ def greedy(
     asks: Callable[[Item], Sequence[Sample]],
 ) -> Iterator[tuple[Item, list[str]]]:
     """The greedy responses of the policy of stage `start` to all that each item asks it."""
-    from selfcal.policy import load_policy
     from selfcal.search import respond
 
-    p = recipe.policy
-    policy = load_policy(weights(recipe, work, start), p.dtype, p.device, p.trust_remote_code)
     asked: deque[tuple[Item, int]] = deque()  # filled by the engine's reading thread
 
     def feed() -> Iterator[Sample]:
@@ -216,16 +238,17 @@ def greedy(
             asked.append((item, len(own)))
             yield from own
 
-    may = engine_limits(recipe, recipe.search.batch_rows)
     said: list[str] = []
-    for text in respond(policy, feed(), recipe.evaluate.max_new_tokens, may):
-        said.append(text)
-        if len(said) == asked[0][1]:
-            yield asked.popleft()[0], said
-            said = []
+    use = greedily(recipe, recipe.search.batch_rows)
+    with engine_for(recipe, work, start, use) as engine:
+        for text in respond(None, feed(), recipe.evaluate.max_new_tokens, engine=engine):
+            said.append(text)
+            if len(said) == asked[0][1]:
+                yield asked.popleft()[0], said
+                said = []
 
 
 def greedy_settings(recipe: Recipe, start: str | None) -> dict[str, Any]:
     """What greedy responses depend on, beside the stage itself."""
     limit = {"max_new_tokens": recipe.evaluate.max_new_tokens, "dtype": recipe.policy.dtype}
-    return limit | given(recipe, start)
+    return limit | given(recipe, start) | backend_of(recipe)

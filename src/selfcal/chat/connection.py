@@ -1,0 +1,63 @@
+"""The connection to a server: what is sent along, and what is not."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+from urllib.parse import SplitResult, parse_qsl, urlsplit, urlunsplit
+
+from selfcal.chat.errors import ChatError
+
+if TYPE_CHECKING:
+    from openai import OpenAI
+
+
+def connect(base_url: str, key: str, timeout: float) -> tuple[OpenAI, str]:
+    """The client underneath, and the address that it posts to, without password and query.
+
+    Raises:
+        ChatError: the address is none.
+    """
+    import openai
+
+    url = _split(base_url)
+    path = (url.path.rstrip("/") or "/v1").removesuffix("/chat/completions")
+    shown = urlunsplit((url.scheme, _host(url), f"{path}/chat/completions", "", ""))
+    # said outright, so that neither a key nor an account of openai's own variables is sent to
+    # whatever server a recipe names
+    headers: dict[str, Any] = {
+        "Authorization": f"Bearer {key}" if key else openai.omit,
+        "OpenAI-Organization": openai.omit,
+        "OpenAI-Project": openai.omit,
+    }
+    http = openai.DefaultHttpxClient(
+        timeout=openai.Timeout(timeout, pool=None),  # waiting for one's turn is no failure
+        follow_redirects=False,  # a key must not travel on
+    )
+    client = openai.OpenAI(
+        api_key=key or "none",
+        admin_api_key="",
+        base_url=urlunsplit((url.scheme, url.netloc, path, "", "")),
+        default_headers=headers,
+        default_query=dict(parse_qsl(url.query, keep_blank_values=True)),
+        max_retries=0,  # tries are counted, and noted in the ledger, here
+        http_client=http,
+    )
+    return client, shown
+
+
+def _split(base_url: str) -> SplitResult:
+    try:
+        url = urlsplit(base_url.strip())
+        host, _ = url.hostname, url.port
+    except ValueError as error:
+        raise ChatError(f"base URL: {error}; give http://HOST:PORT/v1") from None
+    fit = url.netloc.isascii() and url.netloc.isprintable() and " " not in url.netloc
+    if url.scheme not in ("http", "https") or not host or not fit:
+        shown = urlunsplit((url.scheme, _host(url), url.path, "", ""))
+        raise ChatError(f"base URL {shown}: not an http address; give http://HOST:PORT/v1")
+    return url
+
+
+def _host(url: SplitResult) -> str:
+    """Host and port, without user and password."""
+    return url.netloc.rpartition("@")[2]

@@ -1,0 +1,28 @@
+"""What all tests share: none of them touches the user's own cache of replies."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import count
+from pathlib import Path
+
+import pytest
+
+_NUMBER = count()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder for caches; fixtures that are made before a test share one in it."""
+    folder = tmp_path_factory.mktemp("caches")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SELFCAL_CACHE", str(folder / "shared"))
+        yield folder
+
+
+@pytest.fixture(autouse=True)
+def own_cache(caches: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache of each test's own, made when it is used."""
+    folder = caches / str(next(_NUMBER))
+    monkeypatch.setenv("SELFCAL_CACHE", str(folder))
+    return folder
