@@ -146,6 +146,15 @@ class Relevance:
             memory.popitem(last=False)
 
 
+def of_images(clip: Relevance, images: Sequence[str], sentences: Sequence[str]) -> list[float]:
+    """Relevance of each sentence to the image that it fits best: it need not be about all.
+
+    Raises:
+        ImageError: an image cannot be read.
+    """
+    return [max(own) for own in zip(*(clip.of(i, sentences) for i in images), strict=True)]
+
+
 def _unit(features: Any) -> torch.Tensor:
     found = getattr(features, "pooler_output", features)
     unit: torch.Tensor = found.float()
@@ -167,7 +176,7 @@ class CalibratedReward:
         Raises:
             ImageError: the sample's image cannot be read.
         """
-        seen = self._relevance.of(sample.image, [text for text, _ in siblings])
+        seen = of_images(self._relevance, sample.images, [text for text, _ in siblings])
         likely = [likelihood(logprob) for _, logprob in siblings]
         mixed = calibrated(seen, likely, self._weight, self._normalize)
         return [SentenceReward(r, i) for r, i in zip(mixed, seen, strict=True)]

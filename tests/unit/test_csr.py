@@ -9,7 +9,14 @@ from typing import Any
 import pytest
 
 from selfcal.methods.csr import decide
-from selfcal.reward import CalibratedReward, calibrated, likelihood, ranks, relevance
+from selfcal.reward import (
+    CalibratedReward,
+    calibrated,
+    likelihood,
+    of_images,
+    ranks,
+    relevance,
+)
 from selfcal.search.beam import SearchLimits, _search
 from selfcal.search.filters import Filters
 from selfcal.search.jobs import Place, Sentence
@@ -202,3 +209,14 @@ def test_what_a_filter_drops(before: list[str], sentence: str, reason: str | Non
 
 def test_filters_are_off_by_default() -> None:
     assert Filters().fault(["."], "...") is None
+
+
+def test_of_several_images_the_one_that_a_sentence_fits_best_counts() -> None:
+    """A sentence about the second image is not held against the first."""
+
+    class TwoImages:
+        def of(self, image: str, sentences: Sequence[str]) -> list[float]:
+            return [30.0 if image in s else 10.0 for s in sentences]
+
+    clip: Any = TwoImages()
+    assert of_images(clip, ["a", "b"], ["a is red", "b is red", "so?"]) == [30.0, 30.0, 10.0]

@@ -22,13 +22,11 @@ from selfcal.types import Sample
 _FINAL, _ANSWER, _SENTENCE = 3, 2, 1
 _SHORT = 15
 """Words of a whole output that is itself an answer."""
+_CONCLUSIONS = 5
+"""Of one sentence, at most, that are looked at."""
 _OPEN, _CLOSE = "\ue000", "\ue001"  # private characters
 _MARKED = re.compile(f"{_OPEN}([^{_CLOSE}]{{0,2000}}){_CLOSE}")
-_THOUGHTS = re.compile(
-    rf"<({phrases.THOUGHTS})>.*?(?:</\1>|(?=<answer>))", re.IGNORECASE | re.DOTALL
-)
-_OPEN_THOUGHT = re.compile(rf"<{phrases.THOUGHTS}>", re.IGNORECASE)
-_CLOSED_THOUGHT = re.compile(rf"</{phrases.THOUGHTS}>", re.IGNORECASE)
+_THOUGHT = re.compile(rf"<(/?){phrases.THOUGHTS}>|<answer>", re.IGNORECASE)
 _TAG = re.compile(
     r"<(?:final_)?answer>(.{0,2000}?)(?:</(?:final_)?answer>|$)", re.IGNORECASE | re.DOTALL
 )
@@ -86,13 +84,22 @@ class _Claim:
 
 def _answering_part(text: str) -> str:
     """The output without thoughts, and without further turns that the model made up."""
-    text = _THOUGHTS.sub("\n", text)
-    if closed := list(_CLOSED_THOUGHT.finditer(text)):  # the opening tag was part of the prompt
-        text = text[closed[-1].end() :]
-    if unclosed := _OPEN_THOUGHT.search(text):
-        text = text[: unclosed.start()]
+    text = _without_thoughts(text)
     invented = next((m for m in phrases.INVENTED.finditer(text) if text[: m.start()].strip()), None)
     return text[: invented.start()] if invented else text
+
+
+def _without_thoughts(text: str) -> str:
+    """What stands outside of thoughts' tags; an answer's tag ends thoughts that were left open."""
+    parts, at, inside = list[str](), 0, False
+    for m in _THOUGHT.finditer(text):
+        if m[1] and not inside:  # the opening tag was part of the prompt
+            parts = []
+        elif not inside:
+            parts.append(text[at : m.start()])
+        opens = not m[1] and m[0].lower() != "<answer>"
+        at, inside = (m.start() if m[0].lower() == "<answer>" else m.end()), opens
+    return "\n".join([*parts, "" if inside else text[at:]])
 
 
 def _bracketed(text: str) -> str:
@@ -209,8 +216,8 @@ def _letter_kept(sentences: list[str]) -> list[str]:
 
 def _concluded(sentence: str, kind: Kind, choices: Sequence[str]) -> str | None:
     ends = [m.end() for m in phrases.CONCLUSION.finditer(sentence)]
-    for end in reversed(ends if kind == "yesno" else ends[-1:]):
-        if (said := read_payload(sentence[end:], kind, choices)) is not None:
+    for end in reversed(ends[-_CONCLUSIONS:] if kind == "yesno" else ends[-1:]):
+        if (said := read_payload(sentence[end : end + 400], kind, choices)) is not None:
             return said
     return None
 

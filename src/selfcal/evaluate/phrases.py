@@ -86,7 +86,7 @@ IS_RIGHT = re.compile(
 )
 """`B is the correct option`."""
 CORRECTION = re.compile(
-    r"(?:(?<=[.!?;:,)\n\"])|(?<=--)|(?<= -)|^)\s*(?:(?:no|hmm|oh|but|ah),? ?)?"
+    r"(?:(?<=[.!?;:,)\n\"])|(?<=--)|(?<= -)|^)\s{0,9}(?:(?:no|hmm|oh|but|ah),? ?)?"
     + any_of(
         r"wait\b", r"hold on\b", r"scratch that\b", r"correction\b", r"on second thoughts?\b",
         r"oops\b", r"my mistake\b", r"actually\b,?", r"sorry,? (?:i|it|that|the|my|no)\b",
@@ -151,7 +151,7 @@ REFUSAL = re.compile(
 )  # fmt: skip
 """Where no answer is given."""
 VERB = re.compile(
-    r"\s*"
+    r"\s{0,9}"
     + any_of(
         "is", "are", "was", "were", "looks?", "seems?", "can", "can't", "cannot", "could", "does",
         "doesn't", "do", "would", "has", "have", "isn't", "aren't", "appears?", "shows?",

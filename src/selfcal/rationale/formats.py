@@ -240,7 +240,9 @@ _STATED = re.compile(
     r"(?:is|are|would be|must be)\b(?![ \t]{1,3}not\b)[ \t]{0,3}:?",
     re.IGNORECASE,
 )
-_OPTION = re.compile(r"[*_]{0,2}(?:option|choice) (?=[*_]{0,2}\(?[A-Za-z]\)?[.*_]{0,5}$)", re.IGNORECASE)
+_OPTION = re.compile(
+    r"[*_]{0,2}(?:option|choice) (?=[*_]{0,2}\(?[A-Z]\)?[.*_]{0,5}$)", re.IGNORECASE
+)
 _TEXT_COMMAND = re.compile(r"\\(?:text|mathrm|mathbf)\w{0,4}\{([^{}]*)\}")
 _MOST_IN_BOX = 2_000
 

@@ -66,7 +66,9 @@ def tag_marks(*names: str, answer: str = "", headings: bool = False) -> Marks:
         re.compile(rf"[\n{_MARKS}<]" + (f"|{_HEADING_STOP}" if headings else "")),
         re.compile(f"{opener}|{_HEADING_FORM}" if headings else opener, re.IGNORECASE),
         re.compile(
-            rf"(?:[\s{_MARKS}{re.escape(_CLOSERS)}]|<?[ \t]{{0,3}}/?[ \t]{{0,3}}(?:{any_of})?[ \t]{{0,3}}>)*+", re.IGNORECASE
+            rf"(?:[\s{_MARKS}{re.escape(_CLOSERS)}]"
+            rf"|<?[ \t]{{0,3}}/?[ \t]{{0,3}}(?:{any_of})?[ \t]{{0,3}}>)*+",
+            re.IGNORECASE,
         ),
         re.compile(rf"(/?)[ \t]{{0,3}}{answer}[ \t]{{0,3}}>", re.IGNORECASE) if answer else None,
         HEADING_MARKS.characters | {"<"},

@@ -101,7 +101,7 @@ def _show_sample(out: Console, chain: Chain) -> None:
     sample = chain.sample
     out.print(heading(f"{sample.id} · {chain.split} · {sample.category or 'no category'}"))
     rows = {
-        "image": chain.image(sample.image),
+        "image": " | ".join(map(chain.image, sample.images)),
         "question": sample.question,
         "choices": " | ".join(sample.choices),
         "answer": sample.answer,

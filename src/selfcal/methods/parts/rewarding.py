@@ -30,7 +30,7 @@ def own_reward(recipe: Recipe, t: int, start: str | None) -> list[Stage]:
     n = min(recipe.data.dev, _SAMPLES)
 
     def run(work: Work) -> Mapping[str, JSON]:
-        from selfcal.reward import Relevance, calibrated, likelihood
+        from selfcal.reward import Relevance, calibrated, likelihood, of_images
         from selfcal.search import NO_FILTERS, search
 
         p, r = recipe.policy, recipe.reward
@@ -41,9 +41,9 @@ def own_reward(recipe: Recipe, t: int, start: str | None) -> list[Stage]:
             seed = f"{work.seed}|own-reward"
             found = list(search(None, samples, limits, seed, engine=engine))
         said = [c for f in found for c in f.candidates]
-        images = {s.id: s.image for s in samples}
+        images = {s.id: s.images for s in samples}
         clip = Relevance(r.model, p.dtype, p.device)
-        seen = [x for c in said for x in clip.of(images[c.sample_id], c.sentences)]
+        seen = [x for c in said for x in of_images(clip, images[c.sample_id], c.sentences)]
         likely = [likelihood(x) for c in said for x in c.sentence_logprobs]
         mixed = calibrated(seen, likely, r.weight, "raw")
         drops = [d for f in found for d in f.drops]
