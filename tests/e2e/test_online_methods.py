@@ -18,6 +18,7 @@ import pytest
 
 from e2e.runs import SMALL, Finished, Told, near
 from selfcal import methods
+from selfcal.cost.counts import count
 from selfcal.errors import SelfcalError
 from selfcal.judge.labels import VerifierLabels
 from selfcal.miniworld import verifier
@@ -26,7 +27,6 @@ from selfcal.rationale import answers_agree, parse
 from selfcal.recipe import Recipe, RecipeError, load_recipe
 from selfcal.stage import Work
 from selfcal.types import Drop, GradedResponse, RankedResponses, Rollout, Sample
-from selfcal.cost.counts import count
 from unit.hand_made import EVIL, call, flat
 
 ROOT = Path(__file__).parents[2]

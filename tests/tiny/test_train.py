@@ -314,6 +314,18 @@ def lengths(folder: str, rows: list[tuple[Sample, str]]) -> list[int]:
     ]
 
 
+def test_a_response_that_spells_an_image_is_left_out_and_named(
+    policy_folder: str, rows: list[tuple[Sample, str]], tmp_path: Path
+) -> None:
+    """The model would look for one more image, and the whole training would end."""
+    marked = [(rows[0][0], "Rationale: An <image> is here.\nAnswer: yes"), *rows[1:4]]
+    trained = sft(policy_folder, marked, settings(), here(tmp_path))
+    assert [(d.sample_id, d.reason) for d in trained.drops] == [
+        (rows[0][0].id, "image-mark-in-response")
+    ]
+    assert trained.rows == 3
+
+
 def test_overlong_rows_are_left_out_and_named_never_cut(
     tmp_path: Path, policy_folder: str, rows: list[tuple[Sample, str]]
 ) -> None:

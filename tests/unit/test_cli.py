@@ -18,6 +18,7 @@ import pytest
 from rich.console import Console
 
 from selfcal import __version__, pipeline
+from selfcal.cost.counts import Pace, guess
 from selfcal.errors import SelfcalError
 from selfcal.lock import RunLock
 from selfcal.pipeline import Planned
@@ -35,7 +36,6 @@ from selfcal.types import (
 )
 from selfcal.types import Result as Measured
 from selfcal.view import doctor, quiet
-from selfcal.cost.counts import Pace, guess
 from selfcal.view.progress import LiveProgress, PlainProgress, Track
 from selfcal.view.text import duration, key_figures, large, safe
 from unit.hand_made import BAD, DIGITS, EVIL, GOOD, YAML, RunFolder, call, flat, sample

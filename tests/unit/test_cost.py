@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from selfcal import pipeline
-from selfcal.recipe import Recipe
 from selfcal.cost.counts import Cost, count, models
+from selfcal.recipe import Recipe
 from unit.hand_made import call
 
 

@@ -110,8 +110,7 @@ def test_kappa_by_hand() -> None:
     pairs = [(True, True)] * 20 + [(True, False)] * 5 + [(False, True)] * 10
     value, error, n = kappa([*pairs, *[(False, False)] * 15])
     assert (value, n) == (pytest.approx(0.4), 50)
-    # Fleiss, Cohen and Everitt: the sums are 0.4 (1 - 1.1 * 0.6)^2 + 0.3 (1 - 0.9 * 0.6)^2,
-    # 0.6^2 (0.1 * (0.6 + 0.5... marginals))^2 and (0.4 - 0.5 * 0.6)^2
+    # Fleiss, Cohen and Everitt, Eq. 13, term by term
     agree = 0.4 * (1 - 1.1 * 0.6) ** 2 + 0.3 * (1 - 0.9 * 0.6) ** 2
     # first says yes 0.5, second 0.6; (yes, no): 0.6 + 0.5, (no, yes): 0.4 + 0.5
     differ = 0.6**2 * (0.1 * (0.6 + 0.5) ** 2 + 0.2 * (0.4 + 0.5) ** 2)
@@ -158,7 +157,9 @@ def test_a_marker_that_never_errs_estimates_what_the_verifier_finds(
     responses = [grade(sample, text) for sample, text in practised]
     marks = {m.sample_id: m for m in mark_all(ScriptedMarker(truth), practised, workers=4)}
     verified = {(r.category, r.metric): r for r in measure(responses, "seed", "test", 0)}
-    results = {(r.category, r.metric): r for r in measure_marks(responses, marks, "seed", "test", 0)}
+    results = {
+        (r.category, r.metric): r for r in measure_marks(responses, marks, "seed", "test", 0)
+    }
     compared = 0
     for (category, name), result in results.items():
         if name.startswith("estimated/"):
@@ -192,7 +193,16 @@ def test_a_marker_of_known_error_rate_is_off_by_what_that_rate_makes(
         share = sum(t != s for t, s in scored) / len(scored)
         assert share == pytest.approx(wrong, abs=4 * sqrt(wrong / len(scored)))
     found = {name: (value, error) for name, value, error, _ in estimates((True, m) for m in marks)}
+    # with k flaws, one presentation says sound with probability q = r^k (1 - r)^(3 - k): all true
+    # flaws missed, none made up; scored is what both say: q^2 sound, (1 - q)^2 unsound
+    sound = scored_share = 0.0
+    for pair in practised:
+        k = sum(truth(*pair))
+        q = rate**k * (1 - rate) ** (3 - k)
+        sound += q**2
+        scored_share += q**2 + (1 - q) ** 2
+    value, error = found["estimated/rationale_soundness"]
+    assert value == pytest.approx(sound / scored_share, abs=4 * error)
     true_share = sum(not any(truth(*pair)) for pair in practised) / len(practised)
-    value, _ = found["estimated/rationale_soundness"]
-    assert 0.3 < found["marker_agreement"][0] < 0.8
-    assert abs(value - true_share) < 0.12  # biased as its rate is, and said to be an estimate
+    assert value < true_share - 4 * error  # an erring marker makes rationales worse than they are
+    assert 0.3 < found["marker_agreement"][0] < 0.8  # which its agreement with itself betrays

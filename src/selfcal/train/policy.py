@@ -34,8 +34,9 @@ def sft(model: str, rows: Sequence[tuple[Sample, str]], settings: Training, run:
     from trl import SFTConfig, SFTTrainer
 
     policy = starting_point(model, settings, run)
-    long = lengths(policy, [(s, (text,)) for s, text in rows])
-    kept, drops = fitting(rows, long, settings.max_length, "rft")
+    asked, marked = _unmarked(policy, rows, lambda text: (text,), "rft")
+    long = lengths(policy, [(s, (text,)) for s, text in asked])
+    kept, drops = fitting(asked, long, settings.max_length, "rft", marked)
     data = Dataset.from_list(
         [{"images": list(s.images), **_texts(policy, s, completion=text)} for s, text in kept]
     )
@@ -62,7 +63,9 @@ def dpo(
     from trl import DPOConfig, DPOTrainer
 
     policy = starting_point(model, settings, run)
-    kept, drops = fitting(pairs, _pair_lengths(policy, pairs), settings.max_length, "dpo")
+    asked, marked = _unmarked(policy, pairs, lambda p: (p.chosen, p.rejected), "dpo")
+    long = _pair_lengths(policy, asked)
+    kept, drops = fitting(asked, long, settings.max_length, "dpo", marked)
     spoiled = any(p.rejected_image for _, p in kept)
     data = Dataset.from_list(
         [
@@ -202,11 +205,31 @@ def _pair_lengths(policy: Policy, pairs: Sequence[tuple[Sample, PreferencePair]]
     return found
 
 
-def fitting(
-    rows: Sequence[tuple[Sample, T]], lengths: Sequence[int], limit: int, stage: str
+def _unmarked(
+    policy: Policy,
+    rows: Sequence[tuple[Sample, T]],
+    texts: Callable[[T], tuple[str, ...]],
+    stage: str,
 ) -> tuple[list[tuple[Sample, T]], list[Drop]]:
-    """The rows that fit the limit."""
-    kept, drops = [], []
+    """The rows whose responses have no image's mark: the model would look for one more image."""
+    mark = getattr(policy.processor, "image_token", None)
+    if not mark:
+        return list(rows), []
+    marked = [any(mark in text for text in texts(own)) for _, own in rows]
+    kept = [row for row, found in zip(rows, marked, strict=True) if not found]
+    left = [s for (s, _), found in zip(rows, marked, strict=True) if found]
+    return kept, [Drop(s.id, stage, "image-mark-in-response", mark) for s in left]
+
+
+def fitting(
+    rows: Sequence[tuple[Sample, T]],
+    lengths: Sequence[int],
+    limit: int,
+    stage: str,
+    before: Sequence[Drop] = (),
+) -> tuple[list[tuple[Sample, T]], list[Drop]]:
+    """The rows that fit the limit, and the drops, those of `before` included."""
+    kept, drops = [], list(before)
     for row, length in zip(rows, lengths, strict=True):
         if length > limit:
             drops.append(Drop(row[0].id, stage, "overlong", f"{length} tokens > {limit}"))
