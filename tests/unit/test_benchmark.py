@@ -55,7 +55,7 @@ def test_pope_by_hand() -> None:
 
 
 def test_pope_refuses_other_answers() -> None:
-    with pytest.raises(BenchmarkError, match="sample x: POPE's answers are yes and no.*'red'"):
+    with pytest.raises(BenchmarkError, match=r"sample x: POPE's answers are yes and no.*'red'"):
         pope([said("red", "yes")])
 
 

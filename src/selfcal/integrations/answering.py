@@ -8,9 +8,11 @@ folder says that it was unreadable.
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import os
 import re
+import shutil
 import tempfile
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -185,13 +187,14 @@ class Images:
 
     def __init__(self) -> None:
         """Nothing is written yet."""
-        self._folder = tempfile.TemporaryDirectory(prefix="selfcal-images-")
+        self._folder = Path(tempfile.mkdtemp(prefix="selfcal-images-"))
+        atexit.register(shutil.rmtree, self._folder, ignore_errors=True)
 
     def path(self, image: Image) -> str:
         """Where a picture lies; equal ones are one file."""
         rgb = image.convert("RGB")
         digest = hashlib.sha256(str(rgb.size).encode() + rgb.tobytes()).hexdigest()[:32]
-        path = Path(self._folder.name) / f"{digest}.png"
+        path = self._folder / f"{digest}.png"
         if not path.exists():
             rgb.save(path)
         return str(path)

@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from selfcal.evaluate import METRICS
+from selfcal.evaluate.marking import ESTIMATED, MARKER_AGREEMENT, MARKER_UNSCORED
 from selfcal.types import Result
 from selfcal.view.text import heading, safe, table, value
 
@@ -25,6 +26,8 @@ LEGEND = (
 BY_CATEGORY = ("answer_accuracy", "rationale_soundness", "alignment", "grounding")
 """What is shown of every category; `--json` gives all."""
 _CELL, _MARGIN = 14, 34
+_LOWER = ("lucky_answers", "inconsistency", "unreadable", MARKER_UNSCORED)
+"""Metrics of which less is better, beside the flaws."""
 
 
 def as_json(results: Sequence[Result]) -> str:
@@ -90,7 +93,8 @@ def _cell(result: Result | None, last: bool) -> Text:
 
 def direction(metric: str) -> str:
     """An arrow towards the better values of a metric."""
-    if metric not in METRICS:
+    plain = metric.removeprefix(ESTIMATED)
+    if plain not in METRICS and plain not in (*_LOWER, MARKER_AGREEMENT):
         return " "
-    lower = metric.startswith("flaw/") or metric in ("lucky_answers", "inconsistency")
+    lower = plain.startswith("flaw/") or plain in _LOWER
     return "↓" if lower else "↑"
