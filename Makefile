@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUN ?= runs/demo
 
-.PHONY: setup demo test lint clean
+.PHONY: setup demo test lint integrations clean
 
 setup: $(VENV)/.ready
 
@@ -27,5 +27,15 @@ lint: setup
 test: lint
 	$(BIN)/python -m pytest
 
+# the tools next door, each tried with its own loader: lmms-eval in a folder beside selfcal's packages,
+# LLaMA-Factory and ms-swift in an environment of their own, since they insist on other versions
+integrations: setup
+	$(BIN)/python -m pip install --quiet --no-deps --target .integrations -r tests/integrations/requirements.txt
+	$(PYTHON) -m venv --without-pip build/trainers
+	echo "import site; site.addsitedir('$(abspath $(VENV))/lib/python3.11/site-packages')" > build/trainers/lib/python3.11/site-packages/selfcal.pth
+	$(BIN)/python -m pip --python build/trainers/bin/python install --quiet --no-deps -r tests/integrations/requirements-trainers.txt
+	$(BIN)/python -m pytest tests/integrations
+	build/trainers/bin/python -m pytest tests/integrations/test_export_llamafactory.py tests/integrations/test_export_swift.py
+
 clean:
-	rm -rf $(VENV) runs build dist
+	rm -rf $(VENV) runs build dist .integrations
