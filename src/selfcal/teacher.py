@@ -132,7 +132,11 @@ def accept(sample: Sample, text: str, form: RapFormat = HEADINGS) -> WrittenRap 
     if not answers_agree(rap.answer, sample.answer, sample.choices):
         detail = f"{rap.answer!r}, reference {sample.answer!r}"
         return Drop(sample.id, "teacher", "answer-disagrees", detail)
-    return WrittenRap(sample.id, form.render(rap.rationale, rap.answer))
+    written = form.render(rap.rationale, rap.answer)
+    again = form.parse(written)  # not every answer can be said in every format
+    if not again.compliant or not answers_agree(again.answer, rap.answer, sample.choices):
+        return Drop(sample.id, "teacher", "format", written)
+    return WrittenRap(sample.id, written)
 
 
 class MiniWorldTeacher:

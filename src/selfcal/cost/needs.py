@@ -234,7 +234,7 @@ def _hint(settings: Training, micro: int, held: int, worked: int) -> str:
         return "train an adapter (lora)"
     if not settings.lora.four_bit:
         return "hold the frozen weights in 4 bits (lora.four_bit)"
-    return "spread it over several GPUs (fsdp or deepspeed)"
+    return "move weights to the CPU's memory (deepspeed with offloading), or take a larger GPU"
 
 
 def image_tokens(model: str) -> int:

@@ -138,13 +138,23 @@ class SeeingReader:
         if len(fits) < 2 or fits[0] or narrow or not shown.alike or self._shares is False:
             yield from self._whole(shown, fits)
             return
-        made = self._shared(shown, fits, turns)
         if self._shares is None:
-            every = list(made)
-            self._shares = self._agrees(shown, every)
+            every = self._tried(shown, fits, turns)
+            self._shares = bool(every) and self._agrees(shown, every)
             yield from every if self._shares else self._whole(shown, fits)
         else:
-            yield from made
+            yield from self._shared(shown, fits, turns)
+
+    def _tried(
+        self, shown: Shown, fits: list[int], turns: Sequence[Turn]
+    ) -> list[tuple[list[int], torch.Tensor]]:
+        """All of `_shared`; nothing where the model's cache is of a kind that cannot be shared."""
+        try:
+            return list(self._shared(shown, fits, turns))
+        except ModelError:
+            raise  # memory, with its way out
+        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError):
+            return []
 
     def _agrees(self, shown: Shown, made: Sequence[tuple[list[int], torch.Tensor]]) -> bool:
         """Whether prompts that share a beginning say the same as when each is read as a whole."""

@@ -285,8 +285,10 @@ def _stated(text: str, found: re.Match[str]) -> tuple[str, int]:
     start, end = _first_line(text, (found.end(), len(text)))
     if not found[0].endswith(":"):
         end = _line_part(text, start, end)
-    answer = _OPTION.sub("", text[start:end].strip(" \t.$"))
-    return clean_answer(answer), end
+    said = text[start:end].strip(" \t.")
+    if len(said) > 2 and said[0] == said[-1] == "$":  # mathematics, not money
+        said = said[1:-1].strip(" \t.")
+    return clean_answer(_OPTION.sub("", said)), end
 
 
 def _line_part(text: str, start: int, end: int) -> int:

@@ -98,8 +98,11 @@ def _read(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
     return _over(_read(path.parent / base, (*above, path.resolve())), values)
 
 
-_BY_KIND = {"teacher", "judge.labels", "evaluate.marker"}
-"""Settings whose keys depend on their `kind`: another kind does away with those of the last."""
+_BY_KIND = {"teacher": "miniworld", "judge.labels": "verifier", "evaluate.marker": "endpoint"}
+"""Settings whose keys depend on their `kind`, and the kind that goes without saying.
+
+Another kind does away with the keys of the last.
+"""
 
 
 def _over(below: dict[str, Any], above: dict[str, Any], place: str = "") -> dict[str, Any]:
@@ -108,7 +111,8 @@ def _over(below: dict[str, Any], above: dict[str, Any], place: str = "") -> dict
     for key, value in above.items():
         known, where = both.get(key), f"{place}{key}"
         if isinstance(known, dict) and isinstance(value, dict):
-            other = where in _BY_KIND and value.get("kind", known.get("kind")) != known.get("kind")
+            was = known.get("kind", _BY_KIND.get(where))
+            other = where in _BY_KIND and value.get("kind", was) != was
             value = value if other else _over(known, value, f"{where}.")
         both[key] = value
     return both
@@ -135,7 +139,8 @@ def _override(values: dict[str, Any], override: str) -> None:
         if not isinstance(below, dict):
             raise RecipeError(f"--set {override!r}: {parent} holds a value, not settings")
         at = below
-    if last == "kind" and ".".join(parents) in _BY_KIND and at.get("kind") != value:
+    place = ".".join(parents)
+    if last == "kind" and place in _BY_KIND and at.get("kind", _BY_KIND[place]) != value:
         at.clear()
     at[last] = value
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -75,6 +76,16 @@ def starting_point(model: str, settings: Training, run: Run) -> Policy:
     )  # fmt: skip
 
 
+_SEES = re.compile(r"(?:^|\.)(?:vision_model|vision_tower|visual|image_encoder)(?:\.|$)")
+    r"(?:^|[._])(?:vision|visual|image|perceiver|projector|connector)", re.IGNORECASE
+)
+"""Names of modules that see: transformers' decoder of some models is all that is not the head."""
+
+
+def _inside(module: Any) -> Iterable[tuple[str, Any]]:
+    return (m for m in module.named_modules() if m[0])
+
+
 def language_part(model: Any) -> str:
     """Name of the module that is a model's language model, as transformers knows it.
 
@@ -83,7 +94,7 @@ def language_part(model: Any) -> str:
     """
     decoder = model.get_decoder() if hasattr(model, "get_decoder") else None
     for name, module in model.named_modules():
-        if name and module is decoder:
+        if name and module is decoder and not any(_SEES.search(n) for n, _ in _inside(module)):
             return str(name)
     raise ModelError(
         f"{type(model).__name__}: its language model cannot be told from the rest, so that an "
@@ -111,6 +122,11 @@ def lora(settings: Training, model: Any) -> LoraConfig | None:
 
 def arguments(settings: Training, run: Run, rows: int) -> dict[str, Any]:
     """TRL's arguments, the same for every kind of training."""
+    if (ranks := int(os.environ.get("WORLD_SIZE", "1"))) > 1:  # each would take a whole batch
+        raise TrainingError(
+            f"{run.out.name}: {ranks} processes were started, and a training is one; start selfcal "
+            "by itself, without torchrun or accelerate launch"
+        )
     limit = min(settings.micro_batch_size or settings.batch_size, settings.batch_size)
     # the largest that divides the batch, so that a step takes exactly `batch_size` samples
     micro = next(n for n in range(limit, 0, -1) if settings.batch_size % n == 0)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, TypeVar
 
+from selfcal.data import load_image
 from selfcal.policy import Policy, load_policy, training_texts
 from selfcal.processors import PREFIX_TYPES, ForTraining
 from selfcal.recipe import Dpo, Training
@@ -109,13 +111,11 @@ def tune(
     drops: Sequence[Drop],
 ) -> Trained:
     """Train a policy by one of TRL's trainers; images are read when a batch needs them."""
-    from datasets import Image, List
     from transformers import set_seed
 
     known = policy.model.config.model_type
     spoiled = _REJECTED_IMAGES in data.column_names
-    for column in ("images", *([_REJECTED_IMAGES] if spoiled else [])):
-        data = data.cast_column(column, List(Image(mode="RGB")))
+    data = data.with_transform(_opened)
     set_seed(run.seed)  # PEFT draws the adapter's weights before TRL seeds anything
     made = trainer(
         model=policy.model,
@@ -130,6 +130,12 @@ def tune(
     if spoiled:  # only now, since TRL sets up the padding where it makes the collator itself
         made.data_collator = _RejectedImages(made.data_collator)
     return finish(made, policy.processor, run, len(data), drops, _whole(policy, settings, run))
+
+
+def _opened(rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
+    """Rows with their images as inference reads them: white behind transparent parts, 16 bits."""
+    paths = {k: v for k, v in rows.items() if k in ("images", _REJECTED_IMAGES)}
+    return rows | {k: [[load_image(Path(i)) for i in own] for own in v] for k, v in paths.items()}
 
 
 def _whole(policy: Policy, settings: Training, run: Run) -> Callable[[], Any] | None:
@@ -235,6 +241,11 @@ def fitting(
             drops.append(Drop(row[0].id, stage, "overlong", f"{length} tokens > {limit}"))
         else:
             kept.append(row)
+    if not rows and before:
+        raise TrainingError(
+            f"{stage}: nothing to train on: all {len(before)} responses spell an image's mark "
+            f"({before[0].detail}), which the model would take for an image; change who writes them"
+        )
     if not rows:
         raise TrainingError(
             f"{stage}: nothing to train on: the stage before it gave nothing, and `selfcal status` "

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from selfcal.errors import StoreError
 from selfcal.rationale import FORMATS, RapFormat
-from selfcal.recipe import Endpoint, Grpo, Recipe, Settings, Training
+from selfcal.recipe import Dpo, Endpoint, Grpo, Recipe, Settings, Training
 from selfcal.stage import Work, count_drops
 from selfcal.store import JSON
 from selfcal.types import Candidate, Drop, Judgment, Sample
@@ -85,9 +85,9 @@ def formed(recipe: Recipe) -> dict[str, Any]:
 
 def outcome_of(training: Training) -> dict[str, Any]:
     """Of a training's settings, those that its outcome depends on."""
-    # GRPO samples a micro batch at a time
-    kept = {"micro_batch_size"} if isinstance(training, Grpo) else set()
-    return training.model_dump(exclude=_SPEED - kept)
+    # GRPO samples a micro batch at a time; TRL's SFT term of DPO is a mean over one
+    by_micro = isinstance(training, Grpo) or (isinstance(training, Dpo) and training.sft_weight > 0)
+    return training.model_dump(exclude=_SPEED - ({"micro_batch_size"} if by_micro else set()))
 
 
 def rule_of(recipe: Recipe) -> dict[str, Any]:
