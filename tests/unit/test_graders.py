@@ -844,7 +844,7 @@ def test_statements_are_not_held_against_nothing(
 ) -> None:
     """But some of the samples may have no facts, and the logic needs none."""
     monkeypatch.setattr(learned, "label_giver", lambda recipe, work: Grades())
-    recipe = Recipe(name="r", iterations=1, data={"rft": 2})
+    recipe = Recipe(name="r", iterations=1, data={"source": "mine", "rft": 2})
 
     def graded(name: str, prompts: Prompts, *facts: str) -> int:
         stage, texts = stage_of(parts.grader(recipe, prompts), "judge/grades"), ["g"]
@@ -852,9 +852,7 @@ def test_statements_are_not_held_against_nothing(
         return len(work.folder.read("labelled", GradedResponse))
 
     both: Prompts = {"entailed": None, "grounded": None}
-    with pytest.raises(
-        SelfcalError, match=r"judge/grades: none of 2 .*'one'.* as consistency_grpo"
-    ):
+    with pytest.raises(SelfcalError, match=r"judge/grades: none of 2 .*'one'.*column `facts`"):
         graded("none", both, "", " \n")
     assert graded("some", both, "", BARS.facts) == 4
     assert graded("logic", {"entailed": None}, "", "") == 2

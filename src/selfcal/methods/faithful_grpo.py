@@ -73,6 +73,7 @@ def plan(recipe: Recipe) -> list[Stage]:
         ("judge/grader",),
         {"options": own, "min_mass": recipe.judge.min_mass},
         asks=lambda size: len(CONSTRAINTS) * size,
+        by_facts=True,
     )
     return parts.online_loop(recipe, method, parts.grader(recipe, prompts))
 

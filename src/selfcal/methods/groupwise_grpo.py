@@ -60,6 +60,7 @@ def plan(recipe: Recipe) -> list[Stage]:
         ("judge/ranker",),
         {"options": own, "min_mass": recipe.judge.min_mass},
         asks=lambda _: 1,
+        by_facts=True,
     )
     before = parts.ranker(recipe, own.prompt, own.orders)
     return parts.online_loop(recipe, method, before)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from selfcal.methods import parts
 from selfcal.methods.parts.base import outcome_of, spent, trained_on, training_run, training_stats
-from selfcal.methods.parts.facts import told
+from selfcal.methods.parts.facts import insist_on_facts, told
 from selfcal.methods.parts.judges import base_of, label_settings
 from selfcal.methods.parts.learned import reading
 from selfcal.recipe import Curate, Recipe, RecipeError, Settings
@@ -93,6 +93,7 @@ def _grades(recipe: Recipe) -> Stage:
         for p in pairs:
             responses.setdefault(p.sample_id, []).extend((p.first, p.second))
         samples = [s for s in work.samples(told(recipe), "rft") if s.id in responses]
+        insist_on_facts(recipe, work.stage.name, samples)
 
         def grade(part: Sequence[Sample]) -> Shards:
             graded, drops = grade_responses(who, part, responses, workers=at_once)

@@ -56,6 +56,7 @@ def plan(recipe: Recipe) -> list[Stage]:
         {"options": own, "judge": judge.settings, "aggregator": recipe.curate.aggregator},
         needs_answers=own.answer_weight > 0,
         asks=lambda size: size * (size - 1),
+        by_facts=True,
     )
     return parts.online_loop(recipe, method, parts.r_scorer(recipe))
 

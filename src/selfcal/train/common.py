@@ -77,8 +77,6 @@ def starting_point(model: str, settings: Training, run: Run) -> Policy:
 
 
 _SEES = re.compile(r"(?:^|\.)(?:vision_model|vision_tower|visual|image_encoder)(?:\.|$)")
-    r"(?:^|[._])(?:vision|visual|image|perceiver|projector|connector)", re.IGNORECASE
-)
 """Names of modules that see: transformers' decoder of some models is all that is not the head."""
 
 

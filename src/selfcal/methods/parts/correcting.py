@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from selfcal.methods.parts.base import by_sample, spent
-from selfcal.methods.parts.facts import told
+from selfcal.methods.parts.facts import insist_on_facts, told
 from selfcal.methods.parts.judges import (
     judging,
     label_giver,
@@ -54,6 +54,7 @@ def fresh_calibration(recipe: Recipe, t: int) -> list[Stage]:
 
         own = by_sample(work.read(searched, "candidates", Candidate))
         every = work.samples(told(recipe), "calibration")
+        insist_on_facts(recipe, work.stage.name, every)
         sure = [s for s in every if s.confidence >= settings.abstain]
         able = [s for s in sure if len(own.get(s.id, ())) > 1]
         samples = able[:: max(1, len(able) // settings.calibration_samples)]

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from selfcal.errors import SelfcalError
 from selfcal.methods.parts.base import spent, trained_on
 from selfcal.methods.parts.writing import requests, teacher_of, teacher_settings
 from selfcal.recipe import Recipe
@@ -26,9 +27,31 @@ _SHARD = 32
 
 def told(recipe: Recipe) -> str:
     """The stage from which those read samples who go by their facts."""
-    judged = recipe.judge.kind in ("rscorer", "endpoint") and not recipe.judge.sees
     teaches = recipe.teacher.kind != "miniworld"  # which knows that world, whose facts are known
-    return "facts" if judged and teaches and not recipe.data.miniworld else "data"
+    return "facts" if teaches and _by_facts(recipe) else "data"
+
+
+def insist_on_facts(recipe: Recipe, stage: str, samples: Sequence[Sample]) -> None:
+    """See that those who go by facts, in this stage, have some to go by.
+
+    Raises:
+        SelfcalError: the judge is a text judge, and no sample has facts: it would judge blind.
+    """
+    if not _by_facts(recipe) or not samples or any(s.facts.strip() for s in samples):
+        return
+    raise SelfcalError(
+        f"{stage}: none of {len(samples)} samples has facts (such as {samples[0].id!r}), and facts "
+        "are all that a text judge goes by; give the column `facts`, a teacher that writes them "
+        "(teacher.kind `endpoint` or `local`, or a `file` with facts), or a judge that is shown "
+        "the images (judge.sees)"
+    )
+
+
+def _by_facts(recipe: Recipe) -> bool:
+    """Whether judge and label giver go by facts alone that are not known beforehand."""
+    judge = recipe.judge
+    reads = judge.kind in ("rscorer", "endpoint") and not judge.sees
+    return reads and not recipe.data.miniworld
 
 
 def facts(recipe: Recipe) -> list[Stage]:

@@ -22,7 +22,7 @@ from selfcal.methods.parts.base import (
     training_run,
     training_stats,
 )
-from selfcal.methods.parts.facts import facts, told
+from selfcal.methods.parts.facts import facts, insist_on_facts, told
 from selfcal.methods.parts.search import search_samples, search_settings
 from selfcal.recipe import Recipe, RecipeError
 from selfcal.stage import Shards, Stage, Work, count_drops
@@ -202,6 +202,7 @@ def _labels(recipe: Recipe) -> Stage:
         who = label_giver(recipe, work)
         own = by_sample(work.read("judge/candidates", "candidates", Candidate))
         samples = [s for s in work.samples(told(recipe), "rft") if s.id in own]
+        insist_on_facts(recipe, work.stage.name, samples)
 
         def ask(part: Sequence[Sample]) -> Shards:
             n, key = settings.pairs_per_sample, work.rng_key()

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from selfcal.errors import SelfcalError
 from selfcal.methods.parts.base import (
     by_sample,
     outcome_of,
@@ -19,7 +18,7 @@ from selfcal.methods.parts.base import (
     training_run,
     training_stats,
 )
-from selfcal.methods.parts.facts import told
+from selfcal.methods.parts.facts import insist_on_facts, told
 from selfcal.methods.parts.judges import base_of, label_giver, label_settings
 from selfcal.recipe import Recipe
 from selfcal.stage import Shards, Stage, Work, count_drops
@@ -48,11 +47,11 @@ def labels(
     """The label-giving judge on candidates of training samples: stage `judge/NAME`.
 
     Its records are `train` and, of samples apart, `heldout`. `prompts`: those that `ask` asks by;
-    of them, `grade-grounded` means nothing where no sample has facts, which is refused.
+    all but `grade-entailed` are answered by facts, or by the images.
     """
     settings = recipe.judge
-    source = "data" if set(prompts) <= {"grade-entailed"} else told(recipe)
-    by_facts = "grade-grounded" in prompts and not settings.sees
+    by_logic = set(prompts) <= {"grade-entailed"}
+    source = "data" if by_logic else told(recipe)
 
     def run(work: Work) -> Mapping[str, JSON]:
         from selfcal.judge.training import held_out
@@ -66,12 +65,8 @@ def labels(
             return {"labelled": (kind, work.stored(labelled)), "drops": (Drop, drops)}
 
         samples = [s for s in work.samples(source, "rft") if s.id in own]
-        if by_facts and samples and not any(s.facts.strip() for s in samples):
-            raise SelfcalError(
-                f"{work.stage.name}: none of {len(samples)} samples has facts (such as "
-                f"{samples[0].id!r}), and statements are held against facts; give the column "
-                "`facts`, or take a method that does not ask for them, such as consistency_grpo"
-            )
+        if not by_logic:
+            insist_on_facts(recipe, work.stage.name, samples)
         work.map(samples, _SHARD, part)
         train, test = held_out(work.folder.read("labelled", kind), settings.holdout)
         work.write("train", train, kind)

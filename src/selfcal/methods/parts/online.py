@@ -99,6 +99,8 @@ class Online:
     """How often the rater asks the judge at most about a group of that size."""
     needs_answers: bool = True
     """Whether samples without a reference answer teach nothing."""
+    by_facts: bool = False
+    """Whether its rater goes by what is to be seen, which a text judge has from facts alone."""
     source: str = "data"
     """Stage that has the samples; `online_loop` names that with facts, where there is one."""
 
@@ -125,6 +127,8 @@ def online_tuning(recipe: Recipe, t: int, start: str | None, method: Online) -> 
         grading = _Grading(recipe, method.signals, rater, method.estimator(learned))
         ledger = Ledger(work.folder, share(recipe))
         samples = calibration_samples(recipe, work, t, method.source)
+        if method.by_facts:
+            insist_on_facts(recipe, work.stage.name, samples)
         usable = [s for s in samples if s.answer.strip() or not method.needs_answers]
         if not usable:
             raise SelfcalError(

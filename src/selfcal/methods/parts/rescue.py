@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from selfcal.methods.parts.base import calibration_size, form_of, reads, rule_of, spent
 from selfcal.methods.parts.correcting import Correct, calibration_stage, correction
-from selfcal.methods.parts.facts import told
+from selfcal.methods.parts.facts import insist_on_facts, told
 from selfcal.methods.parts.judges import Judging, judging
 from selfcal.methods.parts.pairing import likeliest
 from selfcal.methods.parts.scoring import curate_sample, judgments, pairs
@@ -80,7 +80,9 @@ def _taught(recipe: Recipe, t: int, judge: Judging) -> Stage:
     fitted = calibration_stage(recipe, t)
 
     def run(work: Work) -> Mapping[str, JSON]:
-        samples = weak_samples(work, source, work.samples(told(recipe), "calibration"))
+        every = work.samples(told(recipe), "calibration")
+        insist_on_facts(recipe, work.stage.name, every)
+        samples = weak_samples(work, source, every)
         ids = {s.id for s in samples}
         own: dict[str, list[Candidate]] = {}
         for c in work.records(searched, "candidates", Candidate):

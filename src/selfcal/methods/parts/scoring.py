@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from selfcal.curate import AGGREGATORS, Aggregator, Scores, curate, merge_orders
 from selfcal.methods.parts.base import BySample, calibration_size, reads, rule_of
 from selfcal.methods.parts.correcting import calibration_stage, correction
-from selfcal.methods.parts.facts import told
+from selfcal.methods.parts.facts import insist_on_facts, told
 from selfcal.methods.parts.judges import Judging, judging, reading_figures, readings_of
 from selfcal.methods.parts.pairing import write_pairs
 from selfcal.recipe import Recipe
@@ -40,7 +40,9 @@ def judgments(recipe: Recipe, t: int, judge: Judging | None = None, place: str =
 
     def run(work: Work) -> Mapping[str, JSON]:
         ids = {c.sample_id for c in work.records(searched, "candidates", Candidate)}
-        samples = [s for s in work.samples(told(recipe), "calibration") if s.id in ids]
+        every = work.samples(told(recipe), "calibration")
+        insist_on_facts(recipe, work.stage.name, every)
+        samples = [s for s in every if s.id in ids]
         found = BySample((s.id for s in samples), work.records(searched, "candidates", Candidate))
         loaded = cache(lambda: who.load(work))
 
