@@ -1,4 +1,8 @@
-"""A server that talks as vLLM's documentation says, and refuses what it says it refuses.
+"""A server that answers as vLLM does, and refuses what it refuses.
+
+Compared with a live one (0.32.0) answer by answer. It is stricter in what vLLM passes over without
+a word: unknown parameters, a boolean for a number, an assistant's turn at the end that is not
+continued.
 
 The model behind it is a function from the prompt's text and the tokens so far to log-probabilities,
 so what it says can be reckoned by hand. Flaws can be planted: each is a server that passes over one
@@ -58,7 +62,7 @@ class StrictServer:
     max_stops: int = 4
     flaws: frozenset[str] = frozenset()
     """`n`, `logprobs`, `ids`, `scores`, `stop`, `excluded`, `continued`, `seed`, `alike`, `top_k`,
-    `processed`, `template`, `tokenizer`: see where they are used."""
+    `processed`, `template`, `tokenizer`, `tokens`, `disabled`: see where they are used."""
     numbers: Mapping[int, np.ndarray[Any, Any]] = field(default_factory=dict)
     """Uniform numbers [draws, tokens] behind a seed; others are drawn from it."""
     fails: Callable[[int], int | None] = lambda request: None
@@ -100,12 +104,16 @@ class StrictServer:
             raise Refused(400, "Both 'lora_name' and 'lora_path' must be provided.")
         if name in self.adapters:
             raise Refused(400, f"The lora adapter '{name}' has already been loaded.")
+        if "disabled" in self.flaws:
+            raise _failed("LoRA is not enabled. Use --enable-lora to enable LoRA.")
         config = Path(path) / "adapter_config.json"
-        if not config.is_file() or not (Path(path) / "adapter_model.safetensors").is_file():
+        if not config.is_file():
             raise Refused(404, f"Loading lora {name} failed: No adapter found for {path}")
         rank = json.loads(config.read_text())["r"]
         if rank > self.max_rank:
-            raise Refused(500, f"LoRA rank {rank} is greater than max_lora_rank {self.max_rank}.")
+            raise _failed(f"LoRA rank {rank} is greater than max_lora_rank {self.max_rank}.")
+        if not (Path(path) / "adapter_model.safetensors").is_file():
+            raise _failed(f"{path} doesn't contain tensors")
         self.adapters[name] = path
         self.loaded.append(name)
         return f"Success: LoRA adapter '{name}' added successfully."
@@ -128,20 +136,30 @@ class StrictServer:
         with self.speaking:
             prompt = self.prompt(body)
             ids = self.processor.tokenizer(prompt, add_special_tokens=False)["input_ids"]
-        if len(ids) + body["max_tokens"] > self.context:
+        tokens = len(ids) + self.seen(body["messages"])
+        if tokens >= self.context:
             raise Refused(
                 400,
-                f"This model's maximum context length is {self.context} tokens. However, you "
-                f"requested {body['max_tokens']} output tokens and your prompt contains {len(ids)}",
+                f"This model's maximum context length is {self.context} tokens. However, your "
+                f"prompt contains at least {tokens} input tokens, which exceeds this limit even "
+                "without any output tokens.",
             )
+        # what is past the context is cut without a word
+        body = body | {"max_tokens": min(body["max_tokens"], self.context - tokens)}
         n = 1 if "n" in self.flaws else body.get("n", 1)
         with self.speaking:
             choices = [self.choice(body, prompt, i) for i in range(n)]
         return {
             "id": "chatcmpl-1", "object": "chat.completion", "created": 0, "model": body["model"],
             "choices": choices,
-            "usage": {"prompt_tokens": len(ids), "completion_tokens": 0, "total_tokens": 0},
+            "usage": {"prompt_tokens": tokens, "completion_tokens": 0, "total_tokens": 0},
         }  # fmt: skip
+
+    def seen(self, messages: Sequence[dict[str, Any]]) -> int:
+        """Tokens of images, besides the one that their mark is."""
+        parts = [p for m in messages if isinstance(m["content"], list) for p in m["content"]]
+        images = sum(part["type"] == "image_url" for part in parts)
+        return images * (8 if "tokens" not in self.flaws else 3)
 
     # --- what it refuses ------------------------------------------------------------------
 
@@ -154,6 +172,12 @@ class StrictServer:
                 raise Refused(400, f"{key}: {value!r} is no {KNOWN[key].__name__}")
         if body["model"] not in (self.name, *self.adapters):
             raise Refused(404, f"The model `{body['model']}` does not exist.")
+        if body["max_tokens"] > self.context:
+            raise Refused(
+                400,
+                f"max_tokens={body['max_tokens']} cannot be greater than "
+                f"max_model_len={self.context}. Please request fewer output tokens.",
+            )
         continued = body.get("continue_final_message", False)
         if continued and body.get("add_generation_prompt", True):
             raise Refused(
@@ -168,7 +192,7 @@ class StrictServer:
         temperature, n = body.get("temperature", 1.0), body.get("n", 1)
         if temperature < 0 or n < 1 or body["max_tokens"] < 1:
             raise Refused(400, "temperature, n or max_tokens is too small")
-        if temperature < 1e-5 and n > 1:
+        if temperature == 0 and n > 1:
             raise Refused(400, f"n must be 1 when using greedy sampling, got {n}.")
         if not 0 < body.get("top_p", 1.0) <= 1:
             raise Refused(400, "top_p must be in (0, 1]")
@@ -178,7 +202,11 @@ class StrictServer:
             raise Refused(400, "repetition_penalty must be greater than zero")
         stops = body.get("stop", [])
         if len(stops) > self.max_stops:
-            raise Refused(400, f"stop: List should have at most {self.max_stops} items")
+            raise Refused(
+                400,
+                f"List should have at most {self.max_stops} items after validation, not "
+                f"{len(stops)}",
+            )
         if not all(isinstance(s, str) and s for s in stops):
             raise Refused(400, "stop cannot contain an empty string.")
         if body.get("top_logprobs", 0) > 0 and not body.get("logprobs"):
@@ -287,9 +315,9 @@ class StrictServer:
     def filtered(self, logprobs: Logprobs, body: dict[str, Any]) -> Logprobs:
         """Probabilities after temperature, top-k and top-p."""
         temperature = body.get("temperature", 1.0)
-        if temperature < 1e-5:
+        if temperature == 0:
             return np.eye(len(logprobs))[int(logprobs.argmax())]
-        probs = _softmax(logprobs / temperature)
+        probs = _softmax(logprobs / max(temperature, 0.01))
         order = np.argsort(-probs, kind="stable")
         top_k = -1 if "top_k" in self.flaws else body.get("top_k", -1)
         kept = order[:top_k] if top_k > 0 else order
@@ -317,6 +345,11 @@ class StrictServer:
             http.shutdown()
             http.server_close()
             thread.join()
+
+
+def _failed(why: str) -> Refused:
+    """What vLLM answers where its worker fails."""
+    return Refused(500, f"Call to add_lora method failed: Worker failed with error '{why}'")
 
 
 def _part(part: dict[str, Any]) -> dict[str, Any]:

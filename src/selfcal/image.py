@@ -10,6 +10,7 @@ with too many pixels is refused before it is decoded.
 from __future__ import annotations
 
 import base64
+import errno
 import functools
 import io
 from dataclasses import dataclass
@@ -23,6 +24,11 @@ FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000
 """By Pillow's names. Encapsulated PostScript, for one, would be handed to another program."""
 _BYTES = 2**28
 """A file may be this large."""
+_OUT_OF_REACH = {
+    errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP,
+    errno.EIO,
+}  # fmt: skip
+"""Errors of the system by which nothing is known of a file's content."""
 _TURNED = range(2, 9)
 """EXIF orientations that are not upright."""
 _WAYS_OUT = {
@@ -134,10 +140,11 @@ def _decode(
             return rgb, Picture(rgb.width, rgb.height, *about)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         return "image-too-large", str(error)
-    except (FileNotFoundError, PermissionError) as error:
-        return "image-missing", str(error)
+    except MemoryError:  # of this machine, and no fault of the file
+        raise
     except Exception as error:  # Pillow's decoders raise nearly anything on a damaged file
-        return "image-broken", f"{type(error).__name__}: {error}"
+        unread = isinstance(error, OSError) and error.errno in _OUT_OF_REACH
+        return "image-missing" if unread else "image-broken", f"{type(error).__name__}: {error}"
 
 
 @functools.cache
@@ -168,6 +175,8 @@ def _upright(image: Image.Image) -> tuple[Image.Image, bool]:
     try:
         turned = image.getexif().get(0x0112) in _TURNED
         return (ImageOps.exif_transpose(image), True) if turned else (image, False)
+    except MemoryError:
+        raise
     except Exception:
         return image, False
 

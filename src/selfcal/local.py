@@ -74,7 +74,7 @@ class LocalModel:
         """Name it: a folder, a hub name or `miniworld:NAME`; it is loaded at the first question."""
         self._name, self._how = name, how
         self._waiting, self._change = _Waiting(), Condition()
-        self._loading = Lock()
+        self._one = Lock()  # for loading, and for the tokenizer, which must not serve two threads
 
     def ask(self, messages: Sequence[Message]) -> str:
         """The model's reply to a conversation of one turn, without thoughts; it may be empty.
@@ -154,13 +154,15 @@ class LocalModel:
         )  # fmt: skip
         seeds = [q.seed for q in batch]
         draws = [_Draws(how.temperature, seeds)] if how.temperature > 0 else []
-        inputs = model.place(self._encoded([q.prompt for q in batch]))
+        with self._one:
+            inputs = model.place(self._encoded([q.prompt for q in batch]))
         with torch.inference_mode(), spent("model"):
             found = model.model.generate(
                 **inputs, generation_config=config, logits_processor=LogitsProcessorList(draws)
             )
         said = found[:, inputs["input_ids"].shape[1] :]
-        texts = model.tokenizer.batch_decode(said, skip_special_tokens=True)
+        with self._one:
+            texts = model.tokenizer.batch_decode(said, skip_special_tokens=True)
         return [text.rpartition("</think>")[2].strip() for text in texts]
 
     def _encoded(self, prompts: Sequence[Prompt]) -> dict[str, torch.Tensor]:
@@ -175,7 +177,7 @@ class LocalModel:
     # --- what is asked ----------------------------------------------------------------------
 
     def _question(self, messages: Sequence[Message]) -> _Question:
-        with self._loading:  # a fast tokenizer must not serve two threads
+        with self._one:
             text, urls = _flat(messages)
             if urls and not self._sees:
                 raise ModelError(

@@ -22,7 +22,7 @@ from selfcal.lock import LOCK_FILES, RunLock
 from selfcal.methods import load_method
 from selfcal.policy import model_digest
 from selfcal.prompts import texts
-from selfcal.recipe import Endpoint, FileTeacher, Local, Recipe, Settings
+from selfcal.recipe import Data, Endpoint, FileTeacher, Local, Recipe, Settings
 from selfcal.stage import Stage, Work
 from selfcal.store import (
     JSON,
@@ -110,8 +110,9 @@ def plan(recipe: Recipe) -> list[Stage]:
 def pin(recipe: Recipe) -> Recipe:
     """The recipe with all that fingerprints depend on and that lies outside of it.
 
-    That is the digests of local models and of a teacher's file, and the texts of prompts that it
-    names by file: a run keeps them, so that it can be looked at when the files are gone.
+    That is the digests of local models, of data files and of a teacher's file, and the texts of
+    prompts that it names by file: a run keeps them, so that it can be looked at when the files are
+    gone.
 
     Raises:
         SelfcalError: a digest that the recipe names is not that of the model or the file, or a
@@ -126,6 +127,7 @@ def pin(recipe: Recipe) -> Recipe:
     marker = _pinned(measure.marker, "evaluate.marker", "marker") if measure.marker else None
     return recipe.model_copy(
         update={
+            "data": _pinned_data(recipe.data),
             "teacher": _pinned(recipe.teacher, "teacher", "teacher"),
             "judge": judge.model_copy(update={"labels": labels}),
             "evaluate": measure.model_copy(update={"marker": marker}),
@@ -151,13 +153,39 @@ def _digest(place: str, part: Any) -> str | None:
         found = file_digest(path) if path.is_file() else None
     else:
         key, name, found = "model", part.model, model_digest(part.model)
-    if part.digest and found and part.digest != found:
+    return _agreed(f"{place}.{key}: {name}", f"{place}.digest", part.digest, found)
+
+
+def _pinned_data(data: Data) -> Data:
+    """The data, with the digest of each file that samples are read from."""
+    if data.miniworld:
+        return data
+    from selfcal.data.door import data_digest, split_files
+
+    sources = []
+    for i, s in enumerate(data.sources):
+        place = f"data.sources[{i}]"
+        found = data_digest(Path(s.path))
+        digest = _agreed(f"{place}.path: {s.path}", f"{place}.digest", s.digest, found)
+        sources.append(s.model_copy(update={"digest": digest}))
+    own, folder = dict(data.digests), Path(data.source)
+    files = {} if sources else split_files(folder)
+    for split, path in files.items():
+        found = data_digest(path) if getattr(data, split) else None
+        place = f"data.digests.{split}"
+        if digest := _agreed(f"data.source: {path}", place, own.get(split), found):
+            own[split] = digest
+    return data.model_copy(update={"sources": tuple(sources), "digests": own})
+
+
+def _agreed(what: str, place: str, given: str | None, found: str | None) -> str | None:
+    """The digest that was found, which must be the given one; the given one if none was."""
+    if given and found and given != found:
         raise SelfcalError(
-            f"{place}.{key}: {name} has changed ({place}.digest is {part.digest[:12]}, its "
-            f"files give {found[:12]}); put the old files back, or run the recipe without "
-            "the digest to redo what depends on it"
+            f"{what} has changed ({place} is {given[:12]}, its files give {found[:12]}); put the "
+            "old files back, or run the recipe without the digest to redo what depends on it"
         )
-    return found or part.digest
+    return found or given
 
 
 def locate(recipe: Recipe, run: Path) -> list[Planned]:

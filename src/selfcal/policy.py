@@ -22,7 +22,7 @@ from selfcal.data import load_image
 from selfcal.errors import SelfcalError
 from selfcal.rationale import FORMATS, RapFormat, continued
 from selfcal.store import sampled_digest
-from selfcal.types import IMAGE_MARK, Sample, question_text
+from selfcal.types import IMAGE_MARK, Sample, question_text, without_marks
 
 if TYPE_CHECKING:
     import torch
@@ -151,9 +151,10 @@ def user_turn(sample: Sample) -> list[dict[str, Any]]:
 
     Images stand where the question has `<image>` marks, if it has one for each; else before it.
     """
-    parts = question_text(sample).split(IMAGE_MARK)
+    asked = question_text(sample)
+    parts = asked.split(IMAGE_MARK)
     if len(parts) != len(sample.images) + 1:
-        parts = [*[""] * len(sample.images), " ".join(p.strip() for p in parts).strip()]
+        parts = [*[""] * len(sample.images), without_marks(asked)]
     content: list[dict[str, Any]] = []
     for i, text in enumerate(parts):
         content += [{"type": "image"}] if i else []

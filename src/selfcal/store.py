@@ -210,15 +210,20 @@ def sampled_digest(folder: Path, *suffixes: str) -> str:
     Raises:
         StoreError: The folder, or a file in it, is missing or not readable.
     """
-    files: list[list[object]] = []
-    for name in _files(folder):
-        if name.endswith(suffixes):
-            path = folder / name
-            with explained("read", path):
-                size = path.stat().st_size
-                read = file_digest(path) if size <= _WHOLE else _block_digest(path, size)
-            files.append([name, size, read])
+    own = [name for name in _files(folder) if name.endswith(suffixes)]
+    files = [[name, *sampled_file(folder / name)] for name in own]
     return hashlib.sha256(json.dumps(files).encode()).hexdigest()
+
+
+def sampled_file(path: Path) -> tuple[int, str]:
+    """Give a file's size and sha256, of which a large one is sampled as in `sampled_digest`.
+
+    Raises:
+        StoreError: It is missing or not readable.
+    """
+    with explained("read", path):
+        size = path.stat().st_size
+        return size, file_digest(path) if size <= _WHOLE else _block_digest(path, size)
 
 
 def _block_digest(path: Path, size: int) -> str:

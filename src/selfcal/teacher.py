@@ -19,6 +19,7 @@ from typing import Protocol
 from selfcal.chat import Asked, ChatError, Message, marked, user_message
 from selfcal.errors import SelfcalError
 from selfcal.image import ImageError
+from selfcal.judge.asking import asked_question
 from selfcal.miniworld.corrupt import misread, practice_rap
 from selfcal.miniworld.habits import gold_rap
 from selfcal.miniworld.questions import (
@@ -307,7 +308,7 @@ class ChatTeacher:
         return self._said(sample, lambda: user_message(prompt, sample.images, interleave=True))
 
     def _ask_about(self, sample: Sample, name: str, response: str, sees: bool = True) -> str:
-        question = question_text(sample)
+        question = asked_question(sample)  # the images stand before the material
         mark, material = marked({"Question": question, "Response": response})
         prompt = self._prompts.render(
             name, mark=mark, material=material, question=question, response=response,

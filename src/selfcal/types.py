@@ -7,6 +7,7 @@ sample can be followed through a whole run (`selfcal trace`).
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from string import ascii_uppercase
 from typing import Literal
@@ -52,6 +53,11 @@ class Sample:
     def images(self) -> tuple[str, ...]:
         """Paths of all images, in order."""
         return (self.image, *self.more_images)
+
+
+def without_marks(text: str) -> str:
+    """Text without the marks of images; its line breaks stay."""
+    return re.sub(rf"[ \t]*{IMAGE_MARK}[ \t]*", " ", text).strip()
 
 
 def question_text(sample: Sample) -> str:

@@ -14,6 +14,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from selfcal.data.rows import as_text
 from selfcal.rationale import HEADINGS
 from selfcal.teacher import TeacherError
 from selfcal.types import Sample
@@ -52,7 +53,7 @@ class FileTeacher:
         for place, row in _read(path):
             self._check(row, place, columns or {})
             sample_id = self._text(row, "id", place)
-            if not sample_id:
+            if not sample_id.strip():
                 raise TeacherError(f"{path}: {place}: the id is empty; give each row a sample's id")
             if sample_id in self._rows:
                 raise TeacherError(
@@ -108,14 +109,30 @@ class FileTeacher:
 
     def _text(self, row: Row, name: str, place: str) -> str:
         value = row.get(self._names[name])
-        if name in ("id", "answer") and type(value) is int:
+        if name == "id" and type(value) is int:
             value = str(value)
+        if name == "answer":
+            value = as_text(value)
         if not isinstance(value, str | None):
             raise TeacherError(
                 f"{self._path}: {place}: {self._names[name]} is of type {type(value).__name__}; "
                 "give text"
             )
-        return (value or "").strip()
+        text = value or ""
+        if not _is_whole(text):
+            raise TeacherError(
+                f"{self._path}: {place}: {self._names[name]} has half a character (a surrogate of "
+                "UTF-16 alone), which cannot be written; correct the row"
+            )
+        return text if name == "id" else text.strip()  # an id is a sample's, to the letter
+
+
+def _is_whole(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _names(given: Mapping[str, str]) -> dict[str, str]:

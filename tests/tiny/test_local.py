@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -15,6 +17,7 @@ from PIL import Image
 
 from selfcal import local
 from selfcal.chat import ChatError, user_message
+from selfcal.judge.asking import Chat
 from selfcal.judge.labels import ChatLabels
 from selfcal.local import LocalModel, Running
 from selfcal.policy import ModelError, load_policy
@@ -116,6 +119,30 @@ def test_what_is_too_long_is_an_error_of_its_sample(world: list[Sample]) -> None
 def test_no_such_model(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="cannot be loaded as a language model"):
         LocalModel(str(tmp_path), HOW).ask([user_message("hello")])
+
+
+def test_one_thread_at_a_time_has_the_tokenizer(world: list[Sample], monkeypatch: Any) -> None:
+    busy, most, lock = 0, 0, threading.Lock()
+
+    def alone(own: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*given: Any) -> Any:
+            nonlocal busy, most
+            with lock:
+                busy += 1
+                most = max(most, busy)
+            time.sleep(0.01)
+            try:
+                return own(*given)
+            finally:
+                with lock:
+                    busy -= 1
+
+        return call
+
+    monkeypatch.setattr(LocalModel, "_encoded", alone(LocalModel._encoded))
+    monkeypatch.setattr(Chat, "prompt", alone(Chat.prompt))
+    model = LocalModel(LLAVA, replace(HOW, batch_size=1, max_tokens=2))
+    assert len(answers(model, world, 4)) == 10 and most == 1
 
 
 def test_memory_that_runs_out_halves_the_batch(world: list[Sample], monkeypatch: Any) -> None:

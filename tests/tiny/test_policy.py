@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from selfcal.miniworld.models import build_processor, build_tokenizer
-from selfcal.policy import Policy, Prompt
+from selfcal.policy import Policy, Prompt, user_turn
 from selfcal.types import Sample
 
 TEMPLATE = (
@@ -134,6 +134,15 @@ def test_a_batch_is_its_prompts_encoded_alone_and_padded_on_the_left(
             else:  # images; tiles that only the other has are empty
                 assert torch.equal(found[: len(own)], own), name
                 assert not found[len(own) :].any(), name
+
+
+def test_marks_that_do_not_fit_leave_the_lines_of_the_options() -> None:
+    sample = Sample("s", "a.png", "Which <image> ?", "x", choices=("<image>", "x <image>", "y"))
+    ((image, text),) = [turn["content"] for turn in user_turn(sample)]
+    assert image == {"type": "image"}
+    assert [line.strip() for line in text["text"].splitlines()] == [
+        "Which ?", "Options:", "A.", "B. x", "C. y",
+    ]  # fmt: skip
 
 
 def test_the_order_of_prompts_is_that_of_the_rows(policy: Policy, asked: list[Sample]) -> None:

@@ -22,6 +22,7 @@ from trl import DPOTrainer
 from trl.trainer.dpo_trainer import DataCollatorForVisionPreference
 
 from selfcal.corruption import corrupt_file
+from selfcal.image import load_image
 from selfcal.judge.scorer import Comparison, RScorer
 from selfcal.miniworld.models import build_processor, build_tokenizer
 from selfcal.policy import Policy, load_policy, prompt_text, user_turn
@@ -94,6 +95,42 @@ def test_the_loss_of_sft_is_on_the_tokens_of_the_response(
     (logged,) = trained.curve
     assert logged["loss"] == pytest.approx(mean(nll(policy_folder, rows)), rel=1e-4)
     assert (trained.steps, trained.rows, trained.drops) == (1, 4, ())
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "I;16"])
+def test_training_sees_the_picture_that_inference_sees(
+    tmp_path: Path, policy_folder: str, rows: list[tuple[Sample, str]], mode: str
+) -> None:
+    (sample, text), odd, plain = rows[0], tmp_path / "odd.png", tmp_path / "plain.png"
+    if mode == "RGBA":
+        picture = Image.new("RGBA", (48, 48), (0, 0, 0, 0))  # black, if transparency is left out
+        picture.paste((200, 0, 0, 255), (0, 0, 48, 24))
+    else:
+        picture = Image.new("I;16", (48, 48), 20_000)  # white, if it is cut at 255
+        picture.paste(60_000, (0, 0, 48, 24))
+    picture.save(odd)
+    load_image(odd).save(plain)
+    losses = [
+        sft(
+            policy_folder,
+            [(replace(sample, image=str(path)), text)],
+            settings(batch_size=1),
+            here(tmp_path / path.stem),
+        ).curve[0]["loss"]
+        for path in (odd, plain)
+    ]
+    assert losses[0] == losses[1]
+
+
+def test_a_training_of_several_processes_is_refused(
+    tmp_path: Path,
+    policy_folder: str,
+    rows: list[tuple[Sample, str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(TrainingError, match=r"2 processes .* without torchrun or accelerate"):
+        sft(policy_folder, rows, settings(), here(tmp_path))
 
 
 @pytest.mark.parametrize("lora", [LORA, None], ids=["lora", "all-weights"])

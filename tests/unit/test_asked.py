@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -11,16 +12,18 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from selfcal.chat import Asked, SpentError
+from selfcal.errors import SelfcalError
 from selfcal.judge.labels import ChatLabels
 from selfcal.pipeline import locate, pin, plan
 from selfcal.prompts import FORMS, PromptError, Prompts
 from selfcal.rationale import FORMATS
 from selfcal.recipe import Recipe, RecipeError, load_recipe
-from selfcal.teacher import TeacherError, Translated, rewrite
+from selfcal.teacher import ChatTeacher, TeacherError, Translated, rewrite
 from selfcal.testing import ScriptedTeacher
-from selfcal.types import Sample, WrittenRap
+from selfcal.types import Candidate, Drop, LabelledPair, Sample, WrittenRap
 from selfcal.written import FileTeacher
 from unit.chat_server import Reply, Serve, completion
 from unit.doing import do, folders, foreign, recipe
@@ -99,6 +102,78 @@ def test_who_goes_by_facts_reads_them_where_they_are_written(
     found = {s.name for s in stages if "facts" in s.inputs}
     assert found == readers
     assert ("facts" in {s.name for s in stages}) == bool(readers)
+
+
+BLIND: list[tuple[dict[str, Any], str, int]] = [
+    ({}, "judge/labels", 6),
+    ({"judge": {"kind": "endpoint"}}, "iter-1/judgments", 4),
+    ({"judge": {"calibrate": "each"}}, "iter-1/calibration", 4),
+    ({"curate": {"weak": "teacher"}}, "iter-1/taught/pairs", 4),
+    ({"method": "independent"}, "judge/grades", 6),
+    ({"method": "groupwise_grpo"}, "judge/rankings", 6),
+    ({"method": "online_src", "judge": {"kind": "endpoint"}}, "iter-1/grpo", 4),
+]
+
+
+@pytest.mark.parametrize(("change", "stage", "n"), BLIND, ids=[b[1] for b in BLIND])
+@pytest.mark.parametrize("taught", [False, True], ids=["", "file"])
+def test_a_text_judge_is_not_asked_without_any_facts(
+    serve: Serve, tmp_path: Path, change: dict[str, Any], stage: str, n: int, taught: bool
+) -> None:
+    server = serve(completion("first"))
+    own = blind(foreign(tmp_path), server.url, change, taught)
+    run = tmp_path / "run"
+    do(own, run, *(["data", "facts"] if taught else ["data"]))
+    _searched(own, run)
+    said = rf"^{stage}: none of {n} samples has facts .*`facts`.*teacher\.kind.*judge\.sees"
+    with pytest.raises(SelfcalError, match=said):
+        do(own, run, stage)
+    assert not server.requests
+
+
+def blind(data: Path, url: str, change: dict[str, Any], taught: bool) -> Recipe:
+    """A recipe with a text judge, or a label giver, at this address."""
+    at = teacher(url)
+    asked = {"endpoint": {k: v for k, v in at.items() if k != "kind"}}
+    judge = {"labels": at, **change.get("judge", {})}
+    judge |= asked if judge.get("kind") == "endpoint" else {}
+    more: dict[str, Any] = {"rft": None, **change, "judge": judge}
+    if taught:
+        path = lines(data, {"id": "x", "rationale": "y"})
+        more["teacher"] = {"kind": "file", "path": str(path)}
+    return recipe(data, **more)
+
+
+def _searched(own: Recipe, run: Path) -> None:
+    """Two candidates for each sample, and what else the stages read that are asked."""
+    placed = folders(own, run)
+    for name, split in (("judge/candidates", "rft"), ("iter-1/candidates", "calibration")):
+        if name in placed:
+            found = [
+                Candidate(
+                    s.id, i, f"Rationale: It is.\nAnswer: {s.answer}{' ' * i}", (), (), (), True
+                )
+                for s in placed["data"].read(split, Sample)
+                for i in range(2)
+            ]
+            placed[name].open()
+            placed[name].write_shard("candidates", 0, found, Candidate)
+    samples = placed["data"].read("rft", Sample)
+    pairs = [LabelledPair(s.id, s.question, "", "a", "b", "first", s.images) for s in samples]
+    weak = [Drop(s.id, "pairs", "no-gap") for s in placed["data"].read("calibration", Sample)]
+    if own.method == "independent":
+        placed["judge/labels"].open()
+        placed["judge/labels"].write_shard("train", 0, pairs, LabelledPair)
+    if "iter-1/pairs" in placed:
+        placed["iter-1/pairs"].open()
+        placed["iter-1/pairs"].write_shard("drops", 0, weak, Drop)
+
+
+def test_facts_of_some_samples_are_enough(serve: Serve, data: Path, tmp_path: Path) -> None:
+    own = blind(data, serve(completion("first")).url, {}, False)
+    do(own, tmp_path, "data")
+    _searched(own, tmp_path)
+    assert do(own, tmp_path, "judge/labels")["requests"] > 0
 
 
 def test_miniworld_needs_no_facts_written() -> None:
@@ -192,6 +267,8 @@ def test_a_file_may_have_whole_responses(tmp_path: Path) -> None:
         ([{"id": "a", "answer": "x"}], {}, r"line 1: there is neither `rationale` nor `facts`"),
         ([{"id": "a", "rationale": "x"}], {"rationel": "x"}, "did you mean `rationale`"),
         ([{"id": "a", "rationale": ["x"]}], {}, r"line 1: rationale is of type list"),
+        ([{"id": "a", "rationale": "x \ud83d"}], {}, r"line 1: rationale has half a character"),
+        ([{"id": "\udc00", "rationale": "x"}], {}, r"line 1: id has half a character"),
         ([{"id": " ", "rationale": "x"}], {}, r"line 1: the id is empty"),
     ],
 )
@@ -200,6 +277,25 @@ def test_errors_name_file_and_row(
 ) -> None:
     with pytest.raises(TeacherError, match=said):
         FileTeacher(lines(tmp_path, *rows), columns)
+
+
+def test_ids_are_taken_to_the_letter_and_numbers_spelled_as_in_data(tmp_path: Path) -> None:
+    rows = [
+        {"id": " a", "rationale": "So.", "answer": 3.0},
+        {"id": "a", "rationale": "So.", "answer": 2.5},
+        {"id": "b", "rationale": "So.", "answer": True},
+        {"id": "c", "rationale": "So.", "answer": math.nan},
+        {"id": "d", "rationale": "So.", "answer": 10**30},
+    ]
+    who = FileTeacher(lines(tmp_path, *rows))
+    said = {
+        i: FORMATS["headings"].parse(who.write(Sample(i, "", "?", ""))).answer
+        for i in (" a", *"abcd")
+    }
+    assert said == {" a": "3", "a": "2.5", "b": "yes", "c": "", "d": f"1{'0' * 30}"}
+    path = tmp_path / "raps.parquet"
+    pq.write_table(pa.Table.from_pylist(rows[:2]), path)
+    assert FileTeacher(path).write(Sample(" a", "", "?", "")).endswith("Answer: 3")
 
 
 def test_unreadable_files(tmp_path: Path) -> None:
@@ -333,6 +429,36 @@ def test_a_label_giver_for_a_judge_that_sees_is_shown_the_image(data: Path) -> N
     assert "You see the image." in text and "facts" not in text.lower().replace("factual", "")
     seeing.grade(sample, "one", "entailed")
     assert isinstance(asked[2], str)  # logic is no matter of sight
+
+
+def test_questions_in_material_have_no_marks_but_names(tmp_path: Path) -> None:
+    """The images stand first, and a mark would be one image too many to some servers."""
+    asked: list[Any] = []
+
+    class Model:
+        def ask(self, messages: Any) -> str:
+            asked.append(messages[0]["content"])
+            return "first"
+
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    a = str(tmp_path / "a.png")
+    two = Sample("s", a, "Is <image> like <image>?", "yes", more_images=(a,))
+    one = Sample("s", a, "<image>\nWhat is it?", "a cat")
+    labels, teaches = ChatLabels(Model(), sees=True), ChatTeacher(Model())
+    for who, sample in ((labels, two), (ChatLabels(Model()), two), (labels, one)):
+        who.compare(sample, "one", "two")
+        who.grade(sample, "one")
+        who.rank(sample, ["one", "two"])
+    for ask in (teaches.spoil, teaches.mend, teaches.restyle):
+        ask(two, "one")
+    texts = [c if isinstance(c, str) else c[-1]["text"] for c in asked]
+    assert len(texts) == 12 and not any("<image>" in text for text in texts)
+    named = ["Is [image 1] like [image 2]?" in text for text in texts]
+    assert named == [True] * 6 + [False] * 3 + [True] * 3
+    asked.clear()
+    teaches.write(two)  # a question by itself has its images where it says so
+    assert [part["type"] for part in asked[0]].count("image_url") == 2
+    assert asked[0][0]["type"] == "text"
 
 
 # --- other formats --------------------------------------------------------------------------

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import math
 import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
+from filelock import FileLock
 from PIL import Image
 
 from selfcal.chat import (
@@ -20,15 +24,18 @@ from selfcal.chat import (
     ChatError,
     Keeping,
     Ledger,
+    Reply,
     SpentError,
     Usage,
     cache_file,
     spent_in,
     user_message,
 )
+from selfcal.chat import cache as cache_module
 from selfcal.chat.messages import most_tokens
 from selfcal.errors import StoreError
-from unit.chat_server import Reply, Serve, Server, completion
+from unit.chat_server import Reply as Sent
+from unit.chat_server import Serve, Server, completion
 
 KEY = "sk-secret-0123456789"
 HELLO = [user_message("hello")]
@@ -150,6 +157,39 @@ def test_garbage_is_no_reply(serve: Serve, body: bytes) -> None:
     assert len(server.requests) == 1
 
 
+def test_half_a_character_is_no_end(serve: Serve, tmp_path: Path) -> None:
+    body = b'{"choices": [{"message": {"content": "so \\ud83d it is"}, "logprobs": {"content": ['
+    body += b'{"top_logprobs": [{"token": "\\ud83d", "logprob": -0.1}]}]}}]}'
+    with cached(serve((200, {}, body)), tmp_path / "c") as client:
+        reply, again = (client.reply(HELLO, logprobs=2) for _ in range(2))
+    assert reply.text == again.text == "so ? it is" and client.spent.cached == 1
+    assert reply.first_tokens == ({"?": -0.1},)
+    kept = reply.to_json() | {"texts": ["so \ud83d it is"]}  # by an earlier version
+    assert Reply.from_json(kept).text == "so ? it is"
+
+
+@pytest.mark.parametrize(
+    ("error", "tries"),
+    [
+        ({"message": "busy"}, 2), ("busy", 2), ({"code": 429}, 2), ({"code": "x"}, 2),
+        ({"code": 400}, 1),
+    ],
+)  # fmt: skip
+def test_a_failure_may_come_with_status_200(
+    serve: Serve, pauses: list[float], error: object, tries: int
+) -> None:
+    failed = (200, {}, json.dumps({"error": error}).encode())
+    server = serve(failed, completion("Hi"))
+    with ChatClient(server.url, "m") as client:
+        if tries == 1:
+            with pytest.raises(ChatError, match="status 400"):
+                client.ask(HELLO)
+        else:
+            assert client.ask(HELLO) == "Hi"
+    assert len(server.requests) == tries and client.spent.requests == tries
+    assert "status 502" in failure(serve((200, {}, b'{"error": "down"}')), retries=1)
+
+
 def test_timeout(serve: Serve, pauses: list[float]) -> None:
     server = serve(None)
     text = failure(server, timeout=0.2, retries=1)
@@ -180,6 +220,38 @@ def test_the_key_is_never_shown(
         with pytest.raises(ChatError, match=r"key in \$MY_KEY") as caught:
             ChatClient("http://127.0.0.1:1/v1", "m", "MY_KEY")
         assert "sk-" not in str(caught.value)
+
+
+def test_the_key_is_never_shown_however_it_is_spelled(
+    serve: Serve, pauses: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = "sk/a+b&c\\d=="
+    monkeypatch.setenv("MY_KEY", key)
+    escaped = json.dumps(key).replace("/", "\\/").replace("&", "\\u0026")
+    spelled = [
+        key, escaped, json.dumps(json.dumps({"key": key})), quote(key, safe=""),
+        "".join(f"\\u{ord(c):04X}" for c in key),
+    ]  # fmt: skip
+    for text in spelled:
+        said = failure(serve((401, {}, f"[{text}]".encode())), api_key_env="MY_KEY")
+        assert "***" in said and not any(part in said for part in ("sk", "a+b", "a%2Bb", "006B"))
+
+
+def test_neither_is_a_password(serve: Serve) -> None:
+    sent = base64.b64encode(b"me:hid/den").decode()
+    server = serve((401, {}, f"Basic {sent} is me:hid/den, me:hid%2Fden".encode()))
+    url = server.url.replace("http://", "http://me:hid%2Fden@")
+    with ChatClient(url, "m") as client, pytest.raises(ChatError) as caught:
+        client.ask(HELLO)
+    assert server.headers[0]["authorization"] == f"Basic {sent}"
+    assert "Basic *** is me:***, me:***" in str(caught.value)
+
+
+def test_a_key_and_a_password_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_KEY", KEY)
+    with pytest.raises(ChatError, match=r"base URL of h: has a user, and there is a key") as caught:
+        ChatClient("http://me:hidden@h/v1", "m", "MY_KEY")
+    assert "hidden" not in str(caught.value) and KEY not in str(caught.value)
 
 
 def test_threads_share_a_client(serve: Serve) -> None:
@@ -234,7 +306,7 @@ def test_first_tokens_of_thoughts_say_nothing(serve: Serve, message: dict[str, s
 
 
 def test_what_a_server_refuses_is_left_out_from_then_on(serve: Serve) -> None:
-    def strict(body: dict[str, Any]) -> Reply:
+    def strict(body: dict[str, Any]) -> Sent:
         known = {"model", "messages", "temperature", "max_tokens", "n"}
         return completion("a", "b") if set(body) <= known else (400, {}, b"unknown argument")
 
@@ -258,7 +330,7 @@ def test_a_request_that_is_refused_as_such_is_an_error(serve: Serve) -> None:
 
 
 def test_newer_models_get_their_limit_by_its_newer_name(serve: Serve) -> None:
-    def newer(body: dict[str, Any]) -> Reply:
+    def newer(body: dict[str, Any]) -> Sent:
         said = b"Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead."
         return (400, {}, said) if "max_tokens" in body else completion("Hi")
 
@@ -292,7 +364,7 @@ def test_no_account_of_another_service_is_sent(
 def test_so_many_requests_at_the_same_time(serve: Serve) -> None:
     busy, most, lock = 0, 0, threading.Lock()
 
-    def slow(_: dict[str, Any]) -> Reply:
+    def slow(_: dict[str, Any]) -> Sent:
         nonlocal busy, most
         with lock:
             busy += 1
@@ -399,6 +471,45 @@ def test_without_a_place_for_it_the_cache_is_done_without(serve: Serve, tmp_path
         assert client.ask(HELLO) == "Hi"  # told once
 
 
+@pytest.mark.parametrize("fault", ["rename", "lock", "there"])
+def test_a_damaged_cache_that_cannot_be_moved_is_done_without(
+    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    path = tmp_path / "c"
+    path.write_bytes(b"SQLite format 3\0" + b"\xff" * 5000)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError("no")
+
+    if fault == "lock":
+        monkeypatch.setattr(cache_module, "_WAIT_S", 0.05)
+    else:
+        monkeypatch.setattr(Path, {"rename": "rename", "there": "exists"}[fault], refuse)
+    held = FileLock(f"{path}.lock") if fault == "lock" else nullcontext()
+    with held, cached(serve(completion("Hi")), path) as client:
+        with pytest.warns(RuntimeWarning, match="going on without it") as told:
+            assert client.ask(HELLO) == "Hi"
+        assert client.ask(HELLO) == "Hi" and client.spent.cached == 0
+    assert len(told) == 1
+    assert path.read_bytes().startswith(b"SQLite") and not list(tmp_path.glob("*.damaged-*"))
+
+
+def test_a_user_without_a_home_has_no_cache(
+    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("SELFCAL_CACHE", raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", homeless)
+    monkeypatch.chdir(tmp_path)
+    with pytest.warns(RuntimeWarning, match=r"home.*set SELFCAL_CACHE"):
+        cache = Cache()
+    cache.put("a", {"n": 1})
+    assert cache.get("a") is None and not list(tmp_path.iterdir())
+
+
 def test_threads_and_processes_share_a_cache(tmp_path: Path) -> None:
     caches = [Cache(tmp_path / "c") for _ in range(4)]
     with ThreadPoolExecutor(16) as pool:
@@ -446,7 +557,7 @@ def test_a_budget_is_never_overrun_by_threads(serve: Serve) -> None:
     spent = 0
     lock = threading.Lock()
 
-    def answer(body: dict[str, Any]) -> Reply:
+    def answer(body: dict[str, Any]) -> Sent:
         nonlocal spent
         with lock:
             spent += 50 + 10
@@ -532,6 +643,11 @@ def test_what_is_unknown_counts_as_the_most_that_it_can_be(
         with pytest.raises(ChatError):
             client.ask(HELLO)
         assert client.spent == Usage(1, most_tokens(HELLO), 10)  # it may have been written
+    nobody = Server([], url="http://127.0.0.1:9/v1")
+    with limited(nobody) as client:
+        with pytest.raises(ChatError, match="no connection"):
+            client.ask(HELLO)
+        assert client.spent == Usage(1)  # nobody can have written anything
     refusing = serve((400, {}, b""))
     with limited(refusing) as client:
         with pytest.raises(ChatError):

@@ -63,6 +63,17 @@ def test_too_little_data_is_refused() -> None:
         recipe(teacher=None)
 
 
+def test_src_refuses_prompts_by_their_name() -> None:
+    with pytest.raises(DraftError, match=r"q\.jsonl: .* without answers, .*--method csr, or data"):
+        recipe(prompts=True)
+
+
+def test_nobody_is_asked_for_a_teacher_of_prompts(photos: str) -> None:
+    Path("p.json").write_text(json.dumps([{"id": 1, "image": "a.png", "input": "What?"}] * 40))
+    done = call("init", "mine", "--model", "x/y-7B", "--data", "p.json")
+    assert done.exit_code == 1 and "without answers" in done.output
+
+
 def test_a_small_gpu_gets_small_steps_first_and_then_four_bits() -> None:
     large, small = recipe(machine("h200")), recipe(machine("rtx4090"))
     assert large.policy.dtype == "bfloat16"
@@ -100,6 +111,20 @@ def test_it_writes_a_recipe_that_can_be_read(photos: str) -> None:
     assert found.name == "mine" and found.data.rft == 10
     again = call("init", "mine", "--model", "x/y-7B", "--data", photos, *url)
     assert again.exit_code == 1 and "mine.yaml is there already" in again.output
+
+
+def test_later_turns_are_no_rows(photos: str) -> None:
+    asked = [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "A cat."}]
+    rows = [{"id": str(i), "image": "a.png", "conversations": asked * 3} for i in range(40)]
+    Path("q.json").write_text(json.dumps(rows))
+    Path("split").mkdir()
+    Path("split/rft.json").write_text(json.dumps(rows[:10]))
+    Path("split/calibration.json").write_text(json.dumps(rows[10:]))
+    more = ("--model", "x/y-7B", "--method", "src", "--teacher", "a/b")
+    done = call("init", "one", "--data", "q.json", *more)
+    assert "Wrote one.yaml for 40 rows" in done.output, done.output
+    done = call("init", "two", "--data", "split", *more)
+    assert "Wrote two.yaml for 10 rft, 30 calibration" in done.output, done.output
 
 
 @pytest.mark.parametrize(

@@ -371,6 +371,19 @@ def test_other_tools_show_the_image_that_the_policy_saw(tmp_path: Path) -> None:
             assert shown.size == load_image(path).size
 
 
+@pytest.mark.parametrize("mode", ["I", "F"])
+def test_grey_of_32_bits_is_shown_as_the_policy_saw_it(tmp_path: Path, mode: str) -> None:
+    run = made(tmp_path, [asked("a")], [pair("a")])
+    path = run.path / "images/a.png"
+    grey = Image.new(mode, (8, 8), 40_000)
+    grey.putpixel((0, 0), 0)
+    grey.save(path, "tiff")
+    (row,) = exported(run, "swift")
+    assert row["images"][0].endswith(".png")
+    with Image.open(tmp_path / "swift" / row["images"][0]) as shown:
+        assert shown.mode == "RGB" and shown.tobytes() == load_image(path).tobytes()
+
+
 def test_the_ending_of_an_image_is_that_of_its_content(tmp_path: Path) -> None:
     run = made(tmp_path, [asked("a")], [pair("a")])
     with io.BytesIO() as buffer:

@@ -14,6 +14,8 @@ from pydantic import ValidationError
 from selfcal.pipeline import plan
 from selfcal.rationale import FORMATS, HEADINGS, RapFormat, clean_answer, continued
 from selfcal.recipe import Data, Policy, Recipe, Search
+from selfcal.teacher import accept
+from selfcal.types import Drop, Sample, WrittenRap
 
 BYTES = 200_000
 XML, THINK, FREE = (FORMATS[name] for name in ("xml", "think", "free"))
@@ -91,11 +93,14 @@ READ: dict[str, dict[str, tuple[str, str, bool]]] = {
         "Seen. The answer is option **B**.": ("Seen.", "B", True),
         "Seen. The final answer is: $3.5$.": ("Seen.", "3.5", True),
         "Seen. The final answer is:\n\nB": ("Seen.", "B", True),
+        "Seen. The answer is $5.": ("Seen.", "$5", True),
+        "Seen. The answer is $5$.": ("Seen.", "5", True),
         "The answer is not obvious. So, the answer is 3.5 cm.": (
             "The answer is not obvious.", "3.5 cm", True,
         ),
         # read, but not the format
         "The answer is B.": ("", "B", False),
+        "The answer is $5.": ("", "$5", False),
         "It is. The answer is red. It is bright.": ("It is.", "red", False),
         "It is. The answer is B. two dogs": ("It is.", "B. two dogs", True),
         "It is.\nAnswer: B\nI hope that helps!": ("It is.", "B", False),
@@ -166,6 +171,15 @@ RATIONALE = st.lists(SAID, min_size=1, max_size=5).map(lambda said: ".\n".join(s
 ANSWER = st.sampled_from(
     ("3", "3.5", "(B) two dogs", "a, b and c", "red.", "50 %", "“x”", "<5>", "{")
 )
+
+
+def test_what_a_format_cannot_say_is_not_learned_from() -> None:
+    sample = Sample("s", "", "Which colour?", "not red")
+    text = HEADINGS.render("It is blue.", "not red")
+    assert accept(sample, text) == WrittenRap("s", text)
+    refused = accept(sample, text, FREE)  # "the answer is not red" says none
+    assert isinstance(refused, Drop) and refused.reason == "format"
+    assert accept(sample, text, XML) == WrittenRap("s", XML.render("It is blue.", "not red"))
 
 
 @pytest.mark.parametrize("name", FORMATS)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import io
+import os
 import struct
 import zlib
 from pathlib import Path
@@ -147,6 +149,40 @@ def test_what_cannot_be_used_has_a_named_reason(
     for source in (path, content):
         found = examine(source)
         assert isinstance(found, tuple) and found[0] == reason
+
+
+def refuse(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+    """From now on no image can be opened."""
+
+    def fail(*args: object, **options: object) -> None:
+        raise error
+
+    monkeypatch.setattr(Image, "open", fail)
+
+
+def test_a_file_that_the_system_does_not_give_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop = tmp_path / "loop.png"
+    loop.symlink_to(loop)
+    assert check_image(loop) == "image-missing"
+    assert check_image(tmp_path / f"{'a' * 300}.png") == "image-missing"  # ENAMETOOLONG
+    path = tmp_path / "a.png"
+    noise(9, 9).save(path)
+    for number in (errno.EIO, errno.ELOOP):
+        refuse(monkeypatch, OSError(number, os.strerror(number)))
+        assert check_image(path) == "image-missing"
+    refuse(monkeypatch, OSError("broken data stream"))  # as decoders say it
+    assert check_image(path) == "image-broken"
+
+
+def test_too_little_memory_is_no_fault_of_an_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    noise(9, 9).save(tmp_path / "a.png")
+    refuse(monkeypatch, MemoryError())
+    with pytest.raises(MemoryError):
+        check_image(tmp_path / "a.png")
 
 
 def test_limits_of_sides_and_pixels(tmp_path: Path) -> None:

@@ -110,6 +110,58 @@ def test_a_search_needs_one_row_and_would_use_all() -> None:
     assert found.useful > 1.1 * (2 * 7e9 + 192 * row)
 
 
+def local(model: str, **more: object) -> dict[str, object]:
+    return {"kind": "local", "model": model, **more}
+
+
+def test_teachers_label_givers_and_markers_of_this_machine_count() -> None:
+    judge = {"model": "y-1.5B", "labels": local("l-32B")}
+    found = needs_of(
+        data={"source": "folder"},
+        teacher=local("t-72B"),
+        judge=judge,
+        evaluate={"marker": local("m-34B", dtype="float32")},
+    )
+    for stage, weights in [
+        ("teacher", 72e9 * 2), ("facts", 72e9 * 2), ("judge/labels", 32e9 * 2),
+        ("eval/seed", 34e9 * 4), ("eval/iter-1", 34e9 * 4),
+    ]:  # fmt: skip
+        assert found[stage].memory == pytest.approx(1.1 * weights, rel=1e-6), stage
+        assert "behind a server (kind `endpoint`)" in found[stage].hint
+    rankings = {"method": "groupwise_grpo", "judge": judge}
+    assert needs_of(**rankings)["judge/rankings"].memory == found["judge/labels"].memory
+    small = needs_of(data={"source": "folder"}, teacher=local("t-1B"), judge=judge,
+                     evaluate={"marker": local("m-1B")})  # fmt: skip
+    assert small["eval/seed"] == needs_of()["eval/seed"]  # the policy takes more
+
+
+@pytest.mark.parametrize(
+    ("stage", "more", "asked"),
+    [
+        ("iter-1/taught/pairs", {"curate": {"weak": "teacher"}}, {"teacher": local("t-72B")}),
+        ("iter-1/pairs", {"method": "ha_dpo"}, {"teacher": local("t-72B")}),
+        ("iter-1/calibration", {"judge": {"model": "y-1.5B", "calibrate": "each"}}, {}),
+    ],
+)
+def test_where_both_stay_loaded_they_add_up(
+    stage: str, more: dict[str, Any], asked: dict[str, Any]
+) -> None:
+    without = needs_of(**more)[stage]
+    if not asked:
+        asked = {"judge": more["judge"] | {"labels": local("l-72B")}}
+    both = needs_of(**more | asked)[stage]
+    assert without.memory > 0
+    assert both.memory == pytest.approx(without.memory + 1.1 * 2 * 72e9, rel=1e-6)
+
+
+def test_who_is_not_asked_takes_nothing() -> None:
+    judge = {"model": "y-1.5B", "calibrate": "once"}  # by labels that are there
+    plain, more = needs_of(judge=judge), needs_of(judge=judge | {"labels": local("l-72B")})
+    assert more["judge/calibration"] == plain["judge/calibration"]
+    marked = needs_of(evaluate={"marker": local("m-72B")})  # the verifier knows this world
+    assert marked["eval/seed"] == needs_of()["eval/seed"]
+
+
 def test_a_served_policy_takes_no_memory_here() -> None:
     policy = POLICY | {"backend": "vllm", "server": {}}
     assert needs_of(policy=policy)["iter-1/candidates"].memory == 0
@@ -159,6 +211,14 @@ def test_without_a_size_the_plan_stands_and_says_so() -> None:
     recipe = Recipe.model_validate({"name": "x", "policy": {"model": "me/nothing"}})
     fits, text = said(recipe, NOWHERE)
     assert fits and "cannot be told: model me/nothing" in text
+
+
+@pytest.mark.parametrize("place", ["teacher", "judge.labels"])
+def test_a_guest_without_a_size_leaves_the_plan_as_it_is(place: str) -> None:
+    who = {"kind": "local", "model": "me/nothing"}
+    more = {"teacher": who} if place == "teacher" else {"judge": {"labels": who}}
+    fits, text = said(Recipe.model_validate({"name": "x", "policy": POLICY, **more}), NOWHERE)
+    assert fits and "cannot be told: model me/nothing" in text and "iter-1/candidates" in text
 
 
 def test_an_unknown_gpu_is_refused_by_name() -> None:

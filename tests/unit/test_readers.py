@@ -6,6 +6,7 @@ import base64
 import csv
 import io
 import json
+import math
 import re
 import sys
 from pathlib import Path
@@ -97,6 +98,14 @@ def test_json_lines_and_lists_as_documented(folder: Path) -> None:
     assert question_text(expected[1]) == "Which animal is it?\nOptions:\nA. dog\nB. cat"
 
 
+def test_a_list_may_call_its_question_otherwise(folder: Path) -> None:
+    row = {"query" if name == "question" else name: value for name, value in ROW.items()}
+    path = write(folder / "a.json", [row])
+    expected = [Sample("a", str(folder / "a.png"), "How many?", "2")]
+    assert samples_of(path, columns={"question": "query"}) == expected
+    assert open_data(path).format.startswith("CSR prompts")  # without a mapping, as before
+
+
 def test_llava_conversations_as_documented(folder: Path) -> None:
     text, cat = documented("llava.json"), str(folder / "cat.png")
     first = Sample("1", cat, "What is it?", "A cat.")
@@ -108,6 +117,30 @@ def test_llava_conversations_as_documented(folder: Path) -> None:
     assert samples_of(path, turns="all") == [first, second]
     lines = "\n".join(json.dumps(row) for row in json.loads(text))
     assert samples_of(write(folder / "llava.jsonl", lines), turns="all") == [first, second]
+
+
+def test_ids_of_turns_that_are_left_out_are_free(folder: Path) -> None:
+    asked = [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "A cat."}]
+    two = {"id": "1", "image": "a.png", "conversations": asked * 2}
+    one = {"id": "1-2", "image": "a.png", "conversations": asked}
+    for rows in ([two, one], [one, two]):
+        path = write(folder / "a.json", rows)
+        kept, dropped = found_in(path)
+        assert [k.sample.id for k in kept] == [row["id"] for row in rows]
+        assert [d.reason for d in dropped] == ["later-turn"]
+        with pytest.raises(DataError, match="id '1-2' is also the id of"):
+            found_in(path, turns="all")
+    with pytest.raises(DataError, match="entry 3: id '1-2' is also the id of entry 2;"):
+        found_in(write(folder / "a.json", [two, one, one]))
+
+
+def test_marks_in_options_count_as_those_of_the_question(folder: Path) -> None:
+    several = ["a.png", "cat.png", "dog.png"]
+    row = {**ROW, "question": "Which is like <image>?", "answer": "B", "choices": ["<image>", "x"]}
+    for images, question in [(several[:2], row["question"]), (several, "Which is like ?")]:
+        path = write(folder / "a.json", [row | {"images": images}])
+        (found,) = samples_of(path)
+        assert (found.question, found.choices) == (question, ("<image>", "x"))
 
 
 def test_prompts_as_documented(folder: Path) -> None:
@@ -213,6 +246,12 @@ def test_numbers_and_labels_of_typed_tables(folder: Path) -> None:
     table = pa.Table.from_pylist([{**ROW, "answer": 2.5}, {**ROW, "id": "b", "answer": 4.0}])
     pq.write_table(table, folder / "a.parquet")
     assert [s.answer for s in samples_of(folder / "a.parquet")] == ["2.5", "4"]
+    nothing = {"answer": math.nan, "category": math.nan}  # as pandas writes it
+    rows = [
+        ROW | nothing | {"id": c, "choices": own} for c, own in (("1", None), ("2", ["a", "b"]))
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), folder / "a.parquet")
+    assert reasons_of(folder / "a.parquet") == ["empty-answer"] * 2
 
 
 def test_arrow_streams_files_and_folders_of_shards(folder: Path) -> None:

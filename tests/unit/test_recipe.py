@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 from pydantic import ValidationError
 
 from selfcal.errors import SelfcalError
-from selfcal.pipeline import locate, pin, plan
-from selfcal.recipe import Lora, Policy, Recipe, RecipeError, load_recipe, nearest
+from selfcal.pipeline import RECIPE_FILE, locate, open_run, pin, plan, results
+from selfcal.recipe import (
+    LocalLabels,
+    LocalMarker,
+    LocalTeacher,
+    Lora,
+    MiniWorldTeacher,
+    Policy,
+    Recipe,
+    RecipeError,
+    load_recipe,
+    nearest,
+)
+from selfcal.store import write_json
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
 
@@ -78,6 +92,47 @@ def test_overrides(file: Path, override: str, place: str | None, value: object) 
 
 def test_the_last_override_wins(file: Path) -> None:
     assert load_recipe(file, ["seed=1", "curate.margin=1", "seed=2"]).seed == 2
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["teacher.kind=local", "teacher.model=m"],
+        ["teacher.model=m", "seed=3", "teacher.kind=local"],
+        ["teacher.model=m", "teacher.kind=endpoint", "teacher.kind=local"],
+        [
+            "teacher.kind=endpoint",
+            "teacher={kind: file, path: p}",
+            "teacher={kind: local, model: m}",
+        ],
+        ["teacher={kind: file, path: p}", "teacher.model=m", "teacher.kind=local"],
+    ],
+)
+def test_a_kind_and_its_keys_may_be_given_in_any_order(file: Path, overrides: list[str]) -> None:
+    file.write_text("name: x\nteacher: {error_rate: 0.2}\n")
+    assert load_recipe(file, overrides).teacher == LocalTeacher(model="m")
+
+
+def test_kinds_below_come_first_too(file: Path) -> None:
+    given = ["judge.labels.model=a", "evaluate.marker.model=b", "evaluate.marker.sees=false"]
+    kinds = ["judge.labels.kind=local", "evaluate.marker.kind=local"]
+    recipe = load_recipe(file, [*given, *kinds])
+    assert recipe.judge.labels == LocalLabels(model="a")
+    assert recipe.evaluate.marker == LocalMarker(model="b", sees=False)
+
+
+def test_a_kind_said_aloud_keeps_its_settings_and_another_one_none(
+    file: Path, tmp_path: Path
+) -> None:
+    file.write_text("name: x\nteacher: {error_rate: 0.2}\n")
+    own = tmp_path / "own.yaml"
+    own.write_text("base: recipe.yaml\nteacher: {kind: miniworld}\n")
+    assert load_recipe(own).teacher == MiniWorldTeacher(error_rate=0.2)
+    assert load_recipe(file, ["teacher.kind=miniworld"]).teacher.error_rate == 0.2
+    own.write_text("base: recipe.yaml\nteacher: {kind: local, model: m}\n")
+    assert load_recipe(own).teacher == LocalTeacher(model="m")
+    back = load_recipe(own, ["teacher.kind=miniworld"]).teacher
+    assert back == MiniWorldTeacher()  # what the base said is forgotten by then
 
 
 # --- refusing ---------------------------------------------------------------------------------
@@ -361,6 +416,7 @@ CHANGES: dict[str, list[str]] = {
     "data.dev=7": ALL,
     "policy.model=other": ["eval/seed", *RFT, *JUDGE, *FIRST, *LATER],
     "teacher.error_rate=0.5": ["teacher", *RFT, *JUDGE, *FIRST, *LATER],
+    "rft.micro_batch_size=2": [],
     "rft.learning_rate=1": [*RFT, *JUDGE, *FIRST, *LATER],
     "search.temperature=0.5": [*JUDGE, *FIRST, *LATER],
     "judge.samples=7": [*JUDGE, *FIRST[1:], *LATER],
@@ -380,6 +436,7 @@ CHANGES: dict[str, list[str]] = {
     "search.max_characters=99": [*JUDGE, *FIRST, *LATER],
     "reward.weight=0.5": [],  # CSR's
     "dpo.beta=0.5": [*FIRST[3:], *LATER],
+    "dpo.micro_batch_size=2": [*FIRST[3:], *LATER],  # its SFT term is a mean over one
     "evaluate.max_new_tokens=7": ["eval/seed", "eval/rft", "eval/iter-1", "eval/iter-2"],
 }
 
@@ -399,6 +456,11 @@ def test_a_change_makes_anew_just_what_depends_on_it(file: Path, change: str) ->
     before, after = prints(file), prints(file, change)
     assert list(before) == ALL
     assert [name for name in ALL if after[name] != before[name]] == CHANGES[change]
+
+
+def test_without_an_sft_term_micro_batches_change_nothing(file: Path) -> None:
+    plain = "dpo.sft_weight=0"
+    assert prints(file, plain) == prints(file, plain, "dpo.micro_batch_size=2")
 
 
 def test_changed_weights_make_anew_what_depends_on_them(file: Path, tmp_path: Path) -> None:
@@ -431,6 +493,67 @@ def test_a_run_is_looked_at_with_the_digests_it_began_with(file: Path, tmp_path:
     weights.unlink()
     weights.parent.rmdir()
     assert pin(pinned) == pinned  # a run can be looked at without its model
+
+
+def on(data: dict[str, Any], **more: Any) -> Recipe:
+    """A recipe on a user's own data."""
+    sizes = {"rft": 1, "calibration": 1, "dev": 0, "test": 0}
+    given = {"name": "own", "data": {**sizes, **data}, "evaluate": {"splits": []}}
+    return Recipe.model_validate(given | more)
+
+
+def rows(path: Path, text: str) -> Path:
+    """A data file; nobody reads it here."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f'{{"id": "1", "image": "a.png", "question": "{text}", "answer": "yes"}}\n')
+    return path
+
+
+def data_print(recipe: Recipe) -> str:
+    return next(p.folder.fingerprint for p in locate(pin(recipe), Path()))
+
+
+def test_changed_data_are_read_anew(tmp_path: Path) -> None:
+    for split in ("rft", "calibration", "test"):
+        rows(tmp_path / "own" / f"{split}.jsonl", "old?")
+    rows(tmp_path / "shards" / "data" / "a.jsonl", "old?")
+    rows(tmp_path / "shards" / "data" / "b.jsonl", "old?")
+    file = rows(tmp_path / "file.jsonl", "old?")
+    own = on({"source": str(tmp_path / "own")})
+    mixed = on({"sources": [{"path": str(file)}, {"path": str(tmp_path / "shards")}]})
+    seen = [[data_print(own), data_print(mixed)]]
+    assert set(pin(own).data.digests) == {"rft", "calibration"}  # the others are not read
+    for changed in ("own/rft.jsonl", "own/test.jsonl", "file.jsonl", "shards/data/b.jsonl"):
+        rows(tmp_path / changed, "new?")
+        seen.append([data_print(own), data_print(mixed)])
+    (tmp_path / "shards" / "data" / "b.jsonl").rename(tmp_path / "shards" / "data" / "0.jsonl")
+    seen.append([data_print(own), data_print(mixed)])  # their order is that of the rows
+    steps = [[a != b for a, b in zip(*two, strict=True)] for two in pairwise(seen)]
+    assert steps == [[True, False], [False] * 2, [False, True], [False, True], [False, True]]
+    assert data_print(Recipe(name="x")) == data_print(Recipe(name="x", data={"digests": {}}))
+
+
+def test_a_run_is_looked_at_when_its_data_are_gone(tmp_path: Path) -> None:
+    file = rows(tmp_path / "data" / "rft.jsonl", "old?")
+    for given in ({"source": str(file.parent)}, {"sources": [{"path": str(file)}]}):
+        rows(file, "old?")
+        run = tmp_path / "run"
+        pinned = pin(on(given))
+        write_json(run / RECIPE_FILE, {"recipe": pinned.model_dump(mode="json")})
+        assert pin(pinned) == pinned == open_run(run)
+        rows(file, "new?")
+        with pytest.raises(SelfcalError, match=r"data\.source.*rft\.jsonl has changed .*digest"):
+            pin(pinned)
+        file.unlink()
+        assert pin(pinned) == pinned and results(run) == []
+        assert locate(open_run(run), run)[0].folder.fingerprint == data_print(pinned)
+
+
+def test_a_run_of_before_data_had_digests_is_looked_at() -> None:
+    mixed = on({"sources": [{"path": "gone.jsonl"}]})
+    (data, *_) = locate(mixed, Path())
+    old = mixed.data.model_dump(exclude={"digests": True, "sources": {"__all__": {"digest"}}})
+    assert data.stage.settings == {"data": old}
 
 
 def test_fine_tuning_alone_takes_as_many_steps_as_dpo() -> None:

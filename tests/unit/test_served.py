@@ -6,6 +6,7 @@ numbers, with no server between.
 
 from __future__ import annotations
 
+import copy
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
@@ -342,6 +343,57 @@ def test_a_template_that_drops_white_space_costs_no_line(
     assert asked and all(a == a.rstrip() for a in asked)
 
 
+def retold(processor: Any, prompt: str, turn: str, end: str = "<|end|>") -> Any:
+    """The processor with a template whose prompt and whose turn of an assistant begin so."""
+    made = copy.copy(processor)
+    made.chat_template = (
+        "{%- for m in messages -%}"
+        f"{{{{ '<|user|>' if m['role'] == 'user' else {turn!r} }}}}"
+        "{%- if m['content'] is string -%}{{ m['content'] }}{%- else -%}"
+        "{%- for p in m['content'] -%}{{ '<image>' if p['type'] == 'image' else p['text'] }}"
+        f"{{%- endfor -%}}{{%- endif -%}}{{{{ {end!r} }}}}{{%- endfor -%}}"
+        f"{{%- if add_generation_prompt -%}}{{{{ {prompt!r} }}}}{{%- endif -%}}"
+    )
+    return made
+
+
+@pytest.mark.parametrize(
+    ("prompt", "turn"),
+    [("<|assistant|>\n", "<|assistant|>"), ("<|assistant|><think>\n", "<|assistant|>")],
+)
+def test_what_only_the_prompt_writes_is_said_again_where_a_turn_goes_on(
+    processor: Any, samples: list[Sample], book: dict[int, Any], prompt: str, turn: str
+) -> None:
+    own, toy = retold(processor, prompt, turn), Toy(processor)
+    with StrictServer(own, toy, numbers=book).running() as server:
+        settings = Server(base_url=server.url, concurrency=4)
+        with Connection(settings) as connection:
+            model = check_server(connection, connection.models()[0], own, Wants())
+            engine = ServedEngine(connection, model, LIMITS.sampling, LIMITS.sentence_tokens)
+            trees = list(search(None, samples[:2], LIMITS, "0", engine=engine))
+    plain: Any = Plainly(own, toy, LIMITS.sentence_tokens)
+    assert all(map(close, trees, search(None, samples[:2], LIMITS, "0", engine=plain)))
+    assert any(n.parent >= 0 for tree in trees for n in tree.nodes)
+
+
+def test_a_space_that_the_turn_writes_is_not_said_twice(on: Any, processor: Any) -> None:
+    own = retold(processor, "Assistant:", "Assistant: ")
+    setting = on()
+    setting.server.processor = own
+    model = check(setting, own)
+    assert model.continued(" The bar") == "The bar"
+    # a tokenizer of the SentencePiece kind leaves the space out itself
+    assert model.continued("The bar") == "The bar"
+
+
+def test_a_template_whose_turns_begin_otherwise_than_its_prompt_is_refused(
+    on: Any, processor: Any
+) -> None:
+    own = retold(processor, "<|assistant|>\n", "<|assistant|> \n")
+    with pytest.raises(ModelError, match=r"prompts end in .*stands after .*policy\.chat_template"):
+        check(on(), own)
+
+
 # --- what goes wrong ------------------------------------------------------------------------
 
 
@@ -355,6 +407,15 @@ def test_a_prompt_that_is_too_long_names_its_sample(on: Any, samples: list[Sampl
     with pytest.raises(ServerError, match=r"sample s0: .*status 400.*maximum context length") as e:
         found(on(context=12), samples[:1])
     assert e.value.status == 400
+
+
+def test_a_draw_that_the_context_cuts_short_names_its_sample_and_the_flag(
+    on: Any, processor: Any, samples: list[Sample]
+) -> None:
+    tokens = len(processor.tokenizer(prompt_text(processor, samples[0]))["input_ids"]) + 8
+    said = scripted(processor, " The" * 40)
+    with pytest.raises(ServerError, match=r"sample s0: .*after 5 of 9 tokens.*--max-model-len"):
+        found(on(model=said, context=tokens + 5), samples[:1])
 
 
 def test_a_lost_server_keeps_what_was_found_before(on: Any, samples: list[Sample]) -> None:
@@ -419,6 +480,7 @@ def test_a_server_that_honours_all_passes(on: Any, processor: Any, end: float) -
         ("top_k", r"`top_k`"),
         ("template", r"chat template .* --chat-template"),
         ("tokenizer", r"the policy's own tokenizer"),
+        ("tokens", r"own image processor .*has \d+ tokens instead of \d+"),
     ],
 )
 def test_a_server_that_passes_over_one_thing_is_caught(
@@ -429,6 +491,14 @@ def test_a_server_that_passes_over_one_thing_is_caught(
         check(setting, processor)
     if flaw != "template":  # which lengthens continued prompts, too
         assert str(error.value).count("\n- ") == 1
+
+
+@pytest.mark.parametrize("how", [{"lora": False}, {"flaws": frozenset(["disabled"])}])
+def test_a_server_without_adapters_is_caught_whichever_part_is_missing(
+    on: Any, processor: Any, how: dict[str, Any]
+) -> None:
+    with pytest.raises(ModelError, match=r"LORA_UPDATING=True, --enable-lora, --max-lora-rank 8"):
+        check(on(**how), processor, rank=7)
 
 
 def test_all_that_is_missing_is_said_at_once(on: Any, processor: Any) -> None:

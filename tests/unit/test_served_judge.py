@@ -66,8 +66,8 @@ class Strict:
     def _choice(self, body: dict[str, Any], turn: str, k: int) -> dict[str, Any]:
         choice: dict[str, Any] = {"index": k, "finish_reason": "stop"}
         choice["message"] = {"role": "assistant", "content": self.says(turn, k)}
-        if self.tokens and body.get("logprobs"):
-            top = [{"token": t, "logprob": math.log(p)} for t, p in self.tokens(turn).items()]
+        if self.tokens and body.get("logprobs") and (found := self.tokens(turn)):
+            top = [{"token": t, "logprob": math.log(p)} for t, p in found.items()]
             choice["logprobs"] = {"content": [{**top[0], "top_logprobs": top}]}
         return choice
 
@@ -185,6 +185,25 @@ def test_votes_stand_in_where_there_are_no_log_probabilities(knows: frozenset[st
     voting = [r for r in server.requests if "logprobs" not in r]
     assert (len(probing), len(voting)) == (1, 6 if knows else 30)
     assert {r["temperature"] for r in voting} == {1.0}
+
+
+def test_one_reply_without_log_probabilities_changes_no_other(tmp_path: Path) -> None:
+    c = asked()
+    bare = (c[1].first.text, c[1].second.text)
+
+    def some(turn: str) -> dict[str, float]:
+        parts = turn.split("response:\n[")[1:]
+        return {} if all(t in p for t, p in zip(bare, parts, strict=True)) else sharp(turn)
+
+    with served(Strict(votes, some, LOGPROBS | CHOICE | MANY)) as server:
+        judge = judge_at(server)
+        judge.judge(c[:2])  # the second one gets none
+        judge.judge(c[2:])
+        assert judge.ways == {"logprobs": 5, "votes": 1}
+        again = judge_at(server)  # what the very first one gets decides
+        again.judge([c[1], *c[2:]])
+        again.judge(c[:1])
+        assert again.ways == {"votes": 6}
 
 
 def test_a_server_that_refuses_all_but_the_usual_is_asked_as_usual() -> None:

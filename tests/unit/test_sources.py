@@ -20,7 +20,7 @@ from PIL import Image
 
 from selfcal.data import DataError, Draw, Rules, draw_mix
 from selfcal.data.seen import Seen
-from selfcal.data.sources import Mixed, Ties, mix_sources, source_names, split_of
+from selfcal.data.sources import Mixed, Ties, mix_sources, source_names, split_of, twin_key
 from selfcal.methods.parts import data
 from selfcal.recipe import Recipe, RecipeError, Source, load_recipe
 from selfcal.stage import Work
@@ -184,6 +184,16 @@ def test_a_streamed_draw_is_that_of_the_sorted_whole(
         own = [s for s in whole if s.category == category]
         taken = [s for s in drawn if s.category == category]
         assert taken == own[: len(taken)]
+
+
+def test_options_are_part_of_a_question_to_the_letter() -> None:
+    def key(question: str, *choices: str) -> bytes:
+        return twin_key(Sample("s", "", question, "", choices), [b"image"])
+
+    one = key("Which sign?", "Go", "Go?")
+    assert one == key(" which  SIGN", "Go", "Go?")
+    others = [key("Which sign?"), key("Which sign?", "Go", "Go!"), key("Which sign?", "go", "Go?")]
+    assert len({one, *others}) == 4
 
 
 def test_twins_are_dropped_and_named(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import os
 import sqlite3
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from pathlib import Path
 from threading import Lock
 from typing import Any, TypeVar
@@ -28,7 +28,11 @@ _NAME = "replies.sqlite"
 
 
 def cache_file() -> Path:
-    """In the folder `$SELFCAL_CACHE`, else `$XDG_CACHE_HOME/selfcal`, else `~/.cache/selfcal`."""
+    """In the folder `$SELFCAL_CACHE`, else `$XDG_CACHE_HOME/selfcal`, else `~/.cache/selfcal`.
+
+    Raises:
+        RuntimeError: neither is set, and the user has no home.
+    """
     if own := os.environ.get("SELFCAL_CACHE"):
         return Path(own) / _NAME
     common = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
@@ -40,9 +44,13 @@ class Cache:
 
     def __init__(self, path: Path | None = None) -> None:
         """Name the file, by default the user's; it is made when something is kept."""
-        self._path = path or cache_file()
         self._lock = Lock()
         self._off = False
+        try:
+            self._path = path or cache_file()
+        except RuntimeError as error:
+            self._path = Path(_NAME)
+            self._do_without(str(error))
 
     def get(self, key: str) -> Any:
         """What was kept under a key, as JSON gives it; None if nothing was."""
@@ -51,7 +59,7 @@ class Cache:
             row = base.execute("SELECT reply FROM replies WHERE key = ?", (key,)).fetchone()
             return row[0] if row else None
 
-        found = self._use(look) if self._path.exists() else None
+        found = self._use(look) if self._begun() else None
         try:
             return json.loads(found) if isinstance(found, str) else None
         except (ValueError, RecursionError):
@@ -76,8 +84,23 @@ class Cache:
             except (OSError, sqlite3.OperationalError) as error:
                 self._do_without(str(error))
             except sqlite3.DatabaseError as error:
-                self._move_aside(str(error))
+                self._replace(str(error))
         return None
+
+    def _replace(self, why: str) -> None:
+        """Begin a new file in the place of a damaged one; where that cannot be, do without."""
+        try:
+            self._move_aside(why)
+        except (OSError, sqlite3.Error) as error:  # also that others hold the lock for too long
+            self._do_without(f"{why}; moving it aside: {error}")
+
+    def _begun(self) -> bool:
+        """Whether there is a file; not where that cannot be seen."""
+        try:
+            return self._path.exists()
+        except OSError as error:
+            self._do_without(str(error))
+            return False
 
     @contextmanager
     def _connected(self) -> Iterator[sqlite3.Connection]:
@@ -97,11 +120,12 @@ class Cache:
                 with self._connected() as base:
                     base.execute("SELECT count(*) FROM replies").fetchone()
                 return  # another process has done it
+            except sqlite3.OperationalError:  # it is no worse than busy
+                raise
             except sqlite3.DatabaseError:
                 pass
             aside = _free_name(self._path)
-            with suppress(OSError):
-                self._path.rename(aside)
+            self._path.rename(aside)
             for end in ("-wal", "-shm"):
                 Path(f"{self._path}{end}").unlink(missing_ok=True)
         _warn(f"the cache of replies {self._path} is damaged ({why}); it is now {aside}, and a new "

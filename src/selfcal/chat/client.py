@@ -20,11 +20,11 @@ from typing import Any, Self
 from weakref import finalize
 
 from selfcal.chat.cache import Cache
-from selfcal.chat.connection import connect
+from selfcal.chat.connection import connect, redacted, secrets_of
 from selfcal.chat.errors import ChatError
 from selfcal.chat.ledger import Ledger
 from selfcal.chat.messages import Message, most_tokens
-from selfcal.chat.reply import Reply, Usage, Wanted, read_completion, usage_of
+from selfcal.chat.reply import Reply, Usage, Wanted, failure_in, read_completion, usage_of
 
 FIRST_PAUSE_S = 1.0
 """Pause before the second try; it doubles with every further one."""
@@ -32,6 +32,8 @@ LONGEST_PAUSE_S = 60.0
 _EXCERPT = 200
 _FORMAT = 1
 """Version of what is kept in the cache."""
+_UNSENT = {"ConnectError", "ConnectTimeout", "PoolTimeout"}
+"""What httpx calls errors of a request that never reached the server."""
 _REFUSED = (400, 422, 501)
 """What servers answer to keys of a request that they do not know."""
 _NEWER_LIMIT = "max_completion_tokens"
@@ -81,7 +83,8 @@ class ChatClient:
             keeping: Ledger and cache.
 
         Raises:
-            ChatError: the address is none, or the key has characters that no key has.
+            ChatError: the address is none, the key has characters that no key has, or the address
+                has a password beside it.
         """
         self._key_env = api_key_env
         self._key = os.environ.get(api_key_env, "").strip() if api_key_env else ""
@@ -93,6 +96,7 @@ class ChatClient:
         self._settings = {"temperature": temperature, "max_tokens": max_tokens}
         self._timeout, self._retries = timeout, retries
         self._openai, self.address = connect(base_url, self._key, timeout)
+        self._secrets = secrets_of(base_url, self._key)
         self._end = finalize(self, self._openai.close)  # also where nobody closes it
         own = keeping or Keeping()
         self._ledger, self._cache, self._seed = own.ledger or Ledger(), own.cache, own.seed
@@ -253,20 +257,15 @@ class ChatClient:
                 cost = reply.usage
                 self._longer = max(self._longer, cost.prompt_tokens / prompt)
                 return replace(reply, usage=spent + cost)
-            except openai.APITimeoutError as error:  # the server may have written a reply
-                name = type(error.__cause__ or error).__name__
-                problem = f"no reply within {self._timeout:g} s ({name})"
-                way_out = "raise the timeout or check the server's load"
-            except openai.APIConnectionError as error:
-                cause = error.__cause__ or error
-                problem = f"no connection ({self._show(str(cause)) or type(cause).__name__})"
-                way_out = "start the server or correct the base URL"
-            except openai.APIStatusError as error:
-                cost, status, said = Usage(1), error.status_code, error.response.text
-                problem, way_out = f"status {status} ({self._show(said)})", self._way_out(status)
-                if not _may_pass(status):
-                    raise _failure(f"{self.address}: {problem}; {way_out}", status, said) from None
-                pause = max(pause, _retry_after(error.response.headers))
+            except openai.APIConnectionError as error:  # a server may have written a reply
+                cost = Usage(1) if _cause(error) in _UNSENT else cost
+                problem, way_out = self._unanswered(error)
+            except _Failed as error:
+                cost, problem = Usage(1), f"status {error.status} ({self._show(error.said)})"
+                way_out = self._way_out(error.status)
+                if not _may_pass(error.status):
+                    raise _failure(f"{self.address}: {problem}; {way_out}", error) from None
+                pause = max(pause, error.wait)
             except ChatError:
                 cost = Usage(1)
                 raise
@@ -278,17 +277,29 @@ class ChatClient:
         raise ChatError(f"{self.address}: {problem}, {self._retries + 1} tries; {way_out}")
 
     def _sent(self, body: Mapping[str, Any], most: Usage) -> Reply:
-        """Send one request."""
-        from openai import omit
+        """Send one request.
+
+        Raises:
+            _Failed: the server said that it failed.
+            ChatError: it said nothing that can be read.
+            APIConnectionError: it said nothing.
+        """
+        from openai import APIStatusError, omit
 
         create: Any = self._openai.chat.completions.with_raw_response.create
         rest = {k: v for k, v in body.items() if k != "messages"}
         keyless = None if self._key else {"Authorization": omit}
-        response = create(
-            model=self.model, messages=body["messages"], extra_body=rest, extra_headers=keyless
-        ).http_response
+        try:
+            response = create(
+                model=self.model, messages=body["messages"], extra_body=rest, extra_headers=keyless
+            ).http_response
+        except APIStatusError as error:
+            wait = _retry_after(error.response.headers)
+            raise _Failed(error.status_code, error.response.text, wait) from None
         try:
             said = json.loads(response.content)
+            if failed := failure_in(said):
+                raise _Failed(*failed)
             reply = read_completion(said)
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
             raise ChatError(
@@ -297,6 +308,16 @@ class ChatClient:
                 "OpenAI-compatible server"
             ) from None
         return replace(reply, usage=usage_of(said, reply, most))
+
+    def _unanswered(self, error: Exception) -> tuple[str, str]:
+        """What became of a request without an answer, and the way out."""
+        import openai
+
+        if isinstance(error, openai.APITimeoutError):
+            what = f"no reply within {self._timeout:g} s ({_cause(error)})"
+            return what, "raise the timeout or check the server's load"
+        what = self._show(str(error.__cause__ or error)) or _cause(error)
+        return f"no connection ({what})", "start the server or correct the base URL"
 
     def _way_out(self, status: int) -> str:
         if status in (401, 403):
@@ -315,10 +336,19 @@ class ChatClient:
 
     def _show(self, text: str) -> str:
         """What a server said, fit to be shown: short, printable, without the key."""
-        if self._key:
-            text = text.replace(self._key, "***")
+        text = redacted(text, self._secrets)
         text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
         return text if len(text) <= _EXCERPT else text[:_EXCERPT] + "..."
+
+
+class _Failed(Exception):
+    """The server said that it failed."""
+
+    def __init__(self, status: int, said: str, wait: float = 0.0) -> None:
+        super().__init__(said)
+        self.status, self.said = status, said
+        self.wait = wait
+        """Seconds that it asks to wait."""
 
 
 class _Refusal(ChatError):
@@ -333,8 +363,12 @@ def _may_pass(status: int) -> bool:
     return status in (408, 409, 429) or (status >= 500 and status != 501)
 
 
-def _failure(text: str, status: int, said: str) -> ChatError:
-    return _Refusal(text, said) if status in _REFUSED else ChatError(text)
+def _failure(text: str, error: _Failed) -> ChatError:
+    return _Refusal(text, error.said) if error.status in _REFUSED else ChatError(text)
+
+
+def _cause(error: Exception) -> str:
+    return type(error.__cause__ or error).__name__
 
 
 def _known(cache: Cache, key: str) -> Reply | None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import base64
+import re
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
-from urllib.parse import SplitResult, parse_qsl, urlsplit, urlunsplit
+from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlsplit, urlunsplit
 
 from selfcal.chat.errors import ChatError
 
@@ -15,11 +18,16 @@ def connect(base_url: str, key: str, timeout: float) -> tuple[OpenAI, str]:
     """The client underneath, and the address that it posts to, without password and query.
 
     Raises:
-        ChatError: the address is none.
+        ChatError: the address is none, or has a password, and there is a key too.
     """
     import openai
 
     url = _split(base_url)
+    if key and "@" in url.netloc:
+        raise ChatError(
+            f"base URL of {_host(url)}: has a user, and there is a key, but a request can carry "
+            "one of them alone; leave the user out of the URL, or set api_key_env to ''"
+        )
     path = (url.path.rstrip("/") or "/v1").removesuffix("/chat/completions")
     shown = urlunsplit((url.scheme, _host(url), f"{path}/chat/completions", "", ""))
     # said outright, so that neither a key nor an account of openai's own variables is sent to
@@ -43,6 +51,31 @@ def connect(base_url: str, key: str, timeout: float) -> tuple[OpenAI, str]:
         http_client=http,
     )
     return client, shown
+
+
+def secrets_of(base_url: str, key: str) -> list[str]:
+    """What a server may not be seen to say: the key, the URL's password, and how they are sent."""
+    url = _split(base_url)
+    found = [key, quote(key, safe="")]
+    if url.password:
+        user, password = unquote(url.username or ""), unquote(url.password)
+        sent = base64.b64encode(f"{user}:{password}".encode()).decode()
+        found += [sent, url.password, password]
+    return [secret for secret in found if secret]
+
+
+_ESCAPED = re.compile(r'\\(?:u([0-9a-fA-F]{4})|(["\\/]))')
+_NESTED = 8
+"""JSON within JSON that is read."""
+
+
+def redacted(text: str, secrets: Iterable[str]) -> str:
+    """A text without secrets, however JSON spells them."""
+    for last in [False] * _NESTED + [True]:
+        for secret in secrets:
+            text = text.replace(secret, "***")
+        text = text if last else _ESCAPED.sub(lambda m: m[2] or chr(int(m[1], 16)), text)
+    return text
 
 
 def _split(base_url: str) -> SplitResult:

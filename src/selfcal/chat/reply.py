@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -72,7 +73,7 @@ class Reply:
             raise ValueError(f"no reply ({error})") from error
         if not texts or not all(isinstance(text, str) for text in texts):
             raise ValueError("no reply (it has no texts)")
-        return cls(texts, tokens, finished, Usage(cached=1), ignored)
+        return cls(tuple(map(_whole, texts)), tokens, finished, Usage(cached=1), ignored)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +105,19 @@ class Wanted:
         return tuple(name for name, missing in found.items() if missing)
 
 
+def failure_in(body: Any) -> tuple[int, str] | None:
+    """Status and text of a failure that came with status 200; None if it is something else.
+
+    Gateways send such when the model behind them fails. One that does not say how is as 502.
+    """
+    if not isinstance(body, dict) or not body.get("error") or body.get("choices"):
+        return None
+    error = body["error"]
+    code = error.get("code") if isinstance(error, dict) else None
+    status = code if type(code) is int and 400 <= code < 600 else 502
+    return status, json.dumps(error, ensure_ascii=False)
+
+
 def read_completion(body: Any) -> Reply:
     """The reply in a chat completion.
 
@@ -132,16 +146,21 @@ def _choice(choice: Any) -> tuple[str, Mapping[str, float] | None, bool]:
     content = message["content"]
     if not isinstance(content, str | None):
         raise TypeError("content is no text")
-    before, closed, text = (content or "").rpartition("</think>")
+    before, closed, text = _whole(content or "").rpartition("</think>")
     thought = bool(before or closed or message.get("reasoning_content") or message.get("reasoning"))
     tokens = None if thought else _first_tokens(choice.get("logprobs"))
     return text.strip(), tokens, choice.get("finish_reason") != "length"
+
+
+def _whole(text: str) -> str:
+    """A text that can be written: half of a surrogate pair, which JSON can spell, becomes `?`."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def _first_tokens(given: Any) -> Mapping[str, float] | None:
     """Of the first token's alternatives; a server that sends none, or something else: None."""
     try:
         every: Sequence[Any] = given["content"][0]["top_logprobs"]
-        return {str(t["token"]): float(t["logprob"]) for t in reversed(every)} or None
+        return {_whole(str(t["token"])): float(t["logprob"]) for t in reversed(every)} or None
     except (LookupError, TypeError, ValueError):
         return None

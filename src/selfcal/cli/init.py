@@ -6,12 +6,15 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from selfcal.cli.base import SETTINGS, examples
 from selfcal.errors import SelfcalError
+
+if TYPE_CHECKING:
+    from selfcal.data import DataFile
 
 app = typer.Typer(**SETTINGS)
 
@@ -78,7 +81,8 @@ def init(
             f"--method {method}: init drafts {' and '.join(METHODS)}; for other methods take a "
             "recipe of recipes/ as the `base` of yours"
         )
-    teaches = _teacher(asks, teacher, teacher_model) if method == "src" else None
+    src = method == "src" and not prompts  # prompts are refused by `draft`: nothing need be asked
+    teaches = _teacher(asks, teacher, teacher_model) if src else None
     judges = _labels(asks, labels, labels_model, teaches) if teaches else None
     answers = Answers(
         Path(name).name, model, str(path), rows, method, form, teaches, judges, judge, clip, prompts
@@ -154,6 +158,11 @@ def _rows(path: Path) -> tuple[dict[str, int], bool]:
     from selfcal.data import open_data, split_files
 
     if path.is_dir() and (files := split_files(path)):
-        return {split: sum(1 for _ in open_data(f).rows()) for split, f in files.items()}, False
+        return {split: _usable(open_data(f)) for split, f in files.items()}, False
     file = open_data(path)
-    return {"all": sum(1 for _ in file.rows())}, not file.answered
+    return {"all": _usable(file)}, not file.answered
+
+
+def _usable(file: DataFile) -> int:
+    """Rows of a file but for those that its reader leaves out, such as later turns."""
+    return sum(1 for row in file.rows() if not row.left_out)

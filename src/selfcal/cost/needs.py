@@ -5,20 +5,21 @@ Memory is what the weights, an adapter's training and one forward pass take, by 
 float32), 34 bytes x hidden size for each token and layer that is kept for the backward pass
 (Korthikanti et al. 2022, arXiv 2205.05198, in 16 bits), or 2 x hidden size with gradient
 checkpointing, and 10 bytes for each token and word of the vocabulary. Time is arithmetic and
-bandwidth over what the GPU's data sheet says, at the shares below. Both are rough.
+bandwidth over what the GPU's data sheet says, at the shares below. Both are rough. A teacher, label
+giver or marker on this machine counts with its weights alone.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
-from selfcal.cost.counts import comparisons_of, items_of, kind, wanted_of
+from selfcal.cost.counts import comparisons_of, items_of, kind, wanted_of, written_of
 from selfcal.cost.machine import GIB, Machine
 from selfcal.cost.sizes import Sizes, sizes_of
 from selfcal.errors import SelfcalError
 from selfcal.policy import load_processor, prompt_text
-from selfcal.recipe import Grpo, Recipe, Training
+from selfcal.recipe import Grpo, Local, Recipe, Training
 from selfcal.stage import Stage
 from selfcal.types import Sample
 
@@ -41,11 +42,15 @@ _TRAINING, _READING, _STREAMING = 0.35, 0.40, 0.60
 """Shares of the data sheet that are reached: training, reading prompts, decoding (bandwidth)."""
 
 _TRAINS_POLICY = {"rft", "sft", "dpo", "grpo"}
-TRAINS_JUDGE = {"train", "grader", "ranker"}
+_TRAINS_JUDGE = {"train", "grader", "ranker"}
 _ASKS_POLICY = {"candidates", "guided", "eval", "reward", "written"}
 _ASKS_JUDGE = {
     "judgments", "quality", "calibration", "grader-quality", "ranker-quality", "taught",
 }  # fmt: skip
+_ASKS_TEACHER = {"teacher", "facts", "taught"}
+_ASKS_LABELS = {"labels", "grades", "rankings"}
+_ASKS_BESIDE = {"taught", "calibration"}
+"""Stages that ask a teacher, or label giver, and the judge."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,11 +110,31 @@ class Needs:
         return self.image_tokens + QUESTION_TOKENS
 
     def of(self, stage: Stage) -> Need:
-        """What a stage takes."""
+        """What a stage takes.
+
+        Raises:
+            SizeError: nothing tells how large a model is that it loads.
+        """
+        need, guest = self._of_own(stage), _guest(self._recipe, stage)
+        if guest is None:
+            return need
+        held = sizes_of(guest.model).parameters * _BYTES[guest.dtype]
+        # some stages ask both in turn, so that both stay loaded; elsewhere one follows the other
+        both = kind(stage) in _ASKS_BESIDE or bool(written_of(stage, "responses"))
+        memory = self._whole(held)
+        if both and need.memory:
+            memory = need.memory + round(held * _SPREAD)
+        if memory <= need.memory:
+            return need
+        hint = f"ask {guest.model} behind a server (kind `endpoint`), or take a smaller one"
+        return replace(need, memory=memory, useful=max(need.useful, memory), hint=hint)
+
+    def _of_own(self, stage: Stage) -> Need:
+        """What it takes for the models that the recipe calibrates and trains."""
         what = kind(stage)
         if what in _TRAINS_POLICY:
             return self._training_of_policy(stage, what)
-        if what in TRAINS_JUDGE:
+        if what in _TRAINS_JUDGE:
             settings, sizes = self._recipe.judge.train, self.judge
             rows = stage.size * settings.batch_size
             seen = self.image_tokens if self._recipe.judge.sees else 0
@@ -221,6 +246,17 @@ class Needs:
 
 _RECORD = 600
 """Bytes of a record on disk, compressed: a response with its sentences, or a judgment."""
+
+
+def _guest(recipe: Recipe, stage: Stage) -> Local | None:
+    """The model on this machine that a stage asks as a teacher, label giver or marker."""
+    what, labels = kind(stage), recipe.judge.labels
+    asked = (
+        (what in _ASKS_TEACHER or bool(written_of(stage, "requests")), recipe.teacher),
+        (what in _ASKS_LABELS or (what == "calibration" and stage.unit == "samples"), labels),
+        (what == "eval" and not recipe.data.miniworld, recipe.evaluate.marker),
+    )
+    return next((who for asks, who in asked if asks and isinstance(who, Local)), None)
 
 
 def _hint(settings: Training, micro: int, held: int, worked: int) -> str:

@@ -7,6 +7,7 @@ answer` and, where there are any, `choices, category, rationale, facts, confiden
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -19,8 +20,9 @@ from selfcal.data import tables, tsv
 from selfcal.data.entries import json_entries, prompts
 from selfcal.data.lines import json_lines
 from selfcal.data.llava import Turns, conversations
-from selfcal.data.rows import DataError, Row
+from selfcal.data.rows import DataError, Row, as_text
 from selfcal.recipe import nearest
+from selfcal.store import file_digest, sampled_file
 
 REQUIRED = ("id", "image", "question", "answer")
 COLUMNS = (*REQUIRED, "images", "choices", "category", "rationale", "facts", "confidence")
@@ -30,6 +32,8 @@ SPLITS = ("rft", "calibration", "dev", "test")
 _ENDINGS = (".parquet", ".jsonl", ".json", ".tsv", ".arrow")
 _SHARDED = (".parquet", ".arrow", ".jsonl")
 _TYPED = (".parquet", ".arrow")
+_READ = 512 * 2**20
+"""Bytes up to which `data_digest` reads all."""
 
 
 @dataclass(frozen=True)
@@ -102,8 +106,7 @@ def open_data(
     _check_mapping(columns)
     files = _shards(path)
     kind = files[0].suffix.lower()
-    wanted = [*COLUMNS, *columns.values()]
-    raw, name, answered = _reader(files, kind, wanted, turns)
+    raw, name, answered = _reader(files, kind, columns, turns)
     if kind in _TYPED:
         _check_schema(files[0], columns)
     if path.is_dir():
@@ -122,6 +125,28 @@ def split_files(folder: Path) -> dict[str, Path]:
         if path := next((p for p in (*named, folder / split) if p.exists()), None):
             found[split] = path
     return found
+
+
+def data_digest(path: Path) -> str | None:
+    """What changes when a data file does, or a folder of shards; None if there is none.
+
+    Up to 512 MB, all is read; of more, large shards are sampled. Images that lie in files of their
+    own are no part of it.
+
+    Raises:
+        StoreError: it cannot be read.
+    """
+    try:
+        files = _shards(path)
+        size = sum(f.stat().st_size for f in files)
+    except (DataError, OSError):  # it is said when the data are read
+        return None
+    if files == [path] and size <= _READ:
+        return file_digest(path)
+    # not the name of the path itself: data that were moved are the same data
+    read = file_digest if size <= _READ else sampled_file
+    found = [["" if f == path else f.name, read(f)] for f in files]
+    return hashlib.sha256(json.dumps(found).encode()).hexdigest()
 
 
 def check_columns(found: Iterable[str], where: str) -> None:
@@ -199,13 +224,14 @@ def _folder(path: Path) -> list[Path]:
 
 
 def _reader(
-    files: Sequence[Path], kind: str, wanted: Sequence[str], turns: Turns
+    files: Sequence[Path], kind: str, columns: Mapping[str, str], turns: Turns
 ) -> tuple[Callable[[], Iterator[Row]], str, bool]:
     """How the rows are read, the format's name, and whether rows have answers."""
     path = files[0]
     if kind == ".tsv":
         return lambda: tsv.tsv_rows(path), "VLMEvalKit table (.tsv)", True
     if kind in _TYPED:
+        wanted = [*COLUMNS, *columns.values()]
         read = tables.parquet_rows if kind == ".parquet" else tables.arrow_rows
         return lambda: _all(files, lambda f: read(f, wanted)), kind[1:].capitalize(), True
     base = json_lines if kind == ".jsonl" else json_entries
@@ -214,7 +240,7 @@ def _reader(
     if "conversations" in keys:
         own = lambda: _all(files, lambda f: conversations(base(f), f, turns))  # noqa: E731
         return own, f"LLaVA conversations ({text})", True
-    if kind == ".json" and "question" not in keys:
+    if kind == ".json" and "question" not in (*keys, *columns):
         return lambda: prompts(base(path), path), "CSR prompts (JSON list)", False
     return lambda: _all(files, base), text, True
 
@@ -239,16 +265,9 @@ def _spelled(cells: Mapping[str, Any]) -> Mapping[str, Any]:
     """Numbers of a typed table as text where a sample has text; with options, they are places."""
     changed = dict(cells)
     for name in ("answer", "category"):
-        if not (name == "answer" and cells.get("choices")):
-            changed[name] = _as_text(cells.get(name))
+        spelled = as_text(cells.get(name))
+        if spelled is None or not (name == "answer" and cells.get("choices")):
+            changed[name] = spelled
     if isinstance(choices := cells.get("choices"), list):
-        changed["choices"] = [_as_text(c) for c in choices]
+        changed["choices"] = [as_text(c) for c in choices]
     return changed
-
-
-def _as_text(value: object) -> object:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, int | float):
-        return json.dumps(int(value) if float(value).is_integer() else value)
-    return value

@@ -16,7 +16,7 @@ from typing import Any
 
 from selfcal.data.rows import DataError, Row, kind_of, listed
 from selfcal.rationale import normalize_answer
-from selfcal.types import IMAGE_MARK, Sample
+from selfcal.types import IMAGE_MARK, Sample, without_marks
 
 TEXT = 2**20
 """Text of a row may have this many characters in any column."""
@@ -24,7 +24,6 @@ _TEXTS = ("question", "category", "rationale", "facts")
 _ID = 512
 _LETTER = re.compile(r"\(?([A-Za-z])[).:]{0,2}")
 _LETTER_AND_TEXT = re.compile(r"\(?([A-Za-z])[).:]{1,2}\s+(.+)", re.DOTALL)
-_MARK = re.compile(rf"[ \t]*{IMAGE_MARK}[ \t]*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +64,7 @@ def read_fields(row: Row, where: str, answered: bool, max_images: int) -> Fields
     sample = Sample(
         own_id,
         images[0] if images and isinstance(images[0], str) else "",
-        _question(text["question"], len(images)) if reason is None else text["question"][:TEXT],
+        text["question"][:TEXT] if reason else _question(text["question"], choices, len(images)),
         answer,
         choices,
         text["category"],
@@ -141,16 +140,17 @@ def _answer(value: object, choices: tuple[str, ...], where: str) -> tuple[str, s
     return (str(value), "answer-not-an-option") if option is None else (option, None)
 
 
-def _question(question: str, images: int) -> str:
+def _question(question: str, choices: tuple[str, ...], images: int) -> str:
     """A question with its image marks if there is one for each image, else without.
 
-    A mark before the question about a single image says nothing, as that is where images stand.
+    Options may have marks, too. A mark before the question about a single image says nothing, as
+    that is where images stand.
     """
-    marks = question.count(IMAGE_MARK)
-    if not marks:
+    if IMAGE_MARK not in question:
         return question
+    marks = sum(text.count(IMAGE_MARK) for text in (question, *choices))
     leads = images == 1 and question.lstrip().startswith(IMAGE_MARK)
-    return question.strip() if marks == images and not leads else _MARK.sub(" ", question).strip()
+    return question.strip() if marks == images and not leads else without_marks(question)
 
 
 def _choices(value: object, where: str) -> tuple[str, ...]:

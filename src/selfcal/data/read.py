@@ -100,7 +100,8 @@ def _begun(file: DataFile, checker: Checker, embeds: bool, several: bool) -> Ite
             continue
         where = f"{file.path}: {row.place}"
         fields = read_fields(row, where, file.answered, checker.rules.max_images)
-        if not several and not ids.add(fields.sample.id.encode()):
+        counts = not several and not row.left_out
+        if counts and not ids.add(fields.sample.id.encode()):
             _refuse_twin(file, fields.sample.id, number, where)
         if not embeds and any(isinstance(i, bytes) for i in fields.images):
             raise DataError(
@@ -236,7 +237,7 @@ def _refuse_twin(file: DataFile, sample_id: str, number: int, where: str) -> Non
         if earlier == number:
             return
         own = row.cells.get("id")
-        if (str(own) if type(own) is int else own) == sample_id:
+        if not row.left_out and (str(own) if type(own) is int else own) == sample_id:
             raise DataError(
                 f"{where}: id {sample_id!r} is also the id of {row.place}; give every row its own "
                 "id, or number the rows by the column mapping id=ROW"

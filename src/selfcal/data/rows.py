@@ -7,6 +7,7 @@ memory. Files are untrusted: a row has a greatest size, so that no single one ca
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -40,6 +41,21 @@ def kind_of(value: object) -> str:
     """What a value is, in words."""
     names = {bool: "true or false", int: "a number", float: "a number", list: "a list"}
     return names.get(type(value), f"of type {type(value).__name__}")
+
+
+def as_text(value: object) -> object:
+    """A number of a table as text, as data files spell it; what is no number stays as it is.
+
+    NaN is how tables spell that there is none: None.
+    """
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return str(value)
+    if isinstance(value, float):
+        whole = value.is_integer()
+        return None if math.isnan(value) else json.dumps(int(value) if whole else value)
+    return value
 
 
 def listed(text: str) -> list[str] | None:

@@ -22,7 +22,7 @@ from selfcal.data.read import Kept, insist, read, save_embedded
 from selfcal.data.rows import DataError
 from selfcal.data.seen import Seen
 from selfcal.recipe import Source
-from selfcal.types import Drop, Sample, question_text
+from selfcal.types import Drop, Sample
 
 _ORDER = ("test", "dev", "calibration", "rft")
 """Splits along the line of hashes: a larger `rft` moves least of `test`."""
@@ -184,9 +184,14 @@ def _usable(
 
 
 def twin_key(sample: Sample, contents: Sequence[bytes]) -> bytes:
-    """What twins share: the images' content, and question and options but for case and spaces."""
-    asked = " ".join(question_text(sample).casefold().split()).rstrip(" .?!")
-    return hashlib.sha256(b"".join(contents) + asked.encode()).digest()
+    """What twins share: the images' content, the question but for its spelling, and the options.
+
+    Case, white space and the mark that closes it are spelling in a question; in an option they may
+    be what it is about.
+    """
+    asked = " ".join(sample.question.casefold().split()).rstrip(" .?!")
+    said = "\0".join([asked, *sample.choices])
+    return hashlib.sha256(b"".join(contents) + said.encode()).digest()
 
 
 def _check_none_empty(drawn: Mapping[str, Sequence[object]], sizes: Mapping[str, int]) -> None:

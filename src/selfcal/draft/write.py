@@ -59,9 +59,15 @@ def draft(answers: Answers, on: Machine) -> str:
     """The text of a recipe.
 
     Raises:
-        DraftError: there is too little data, or a teacher or label giver is missing.
+        DraftError: there is too little data or none with answers, or a teacher or label giver is
+            missing.
         RecipeError: the answers make no recipe.
     """
+    if answers.method == "src" and answers.prompts:
+        raise DraftError(
+            f"{answers.data}: these are prompts without answers, and src needs answers; take "
+            "--method csr, or data with answers"
+        )
     sizes = _sizes(answers)
     if answers.method == "src" and (answers.teacher is None or answers.labels is None):
         raise DraftError(

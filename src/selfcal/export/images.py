@@ -1,8 +1,8 @@
 """Images of an export: each content once, under a name that comes from the content.
 
 A file is copied byte for byte where every tool reads it as selfcal does. One that lies on its side
-by its EXIF orientation, has transparent parts or 16 bits a pixel is written anew as the picture
-that the policy saw, since other tools would show their model another one.
+by its EXIF orientation, has transparent parts, or 16 or 32 bits for a pixel's grey, is written anew
+as the picture that the policy saw, since other tools would show their model another one.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def _kind(path: Path) -> tuple[str, bool]:
 
     with Image.open(path) as image:
         kind = (image.format or "png").lower()
-        odd = image.has_transparency_data or image.mode.startswith("I;16")
+        odd = image.has_transparency_data or image.mode.startswith(("I", "F"))
         upright = image.getexif().get(_ORIENTATION) in _UPRIGHT
     return f".{'jpg' if kind in ('jpeg', 'mpo') else kind}", upright and not odd
 

@@ -15,10 +15,11 @@ from typing import Protocol, get_args
 from selfcal.chat import Asked, ChatError, marked, user_message
 from selfcal.errors import SelfcalError
 from selfcal.image import ImageError
+from selfcal.judge.asking import asked_question
 from selfcal.miniworld import verifier
 from selfcal.prompts import Part, Prompts
 from selfcal.rationale import HEADINGS, RapFormat
-from selfcal.types import Aspect, Sample, Verdict, question_text
+from selfcal.types import Aspect, Sample, Verdict
 
 
 class LabelError(SelfcalError):
@@ -161,7 +162,7 @@ class ChatLabels:
 
     def _ask(self, name: str, sample: Sample, named: Mapping[str, str], **responses: Part) -> str:
         logic = name == "grade-entailed"  # for which it is no matter what is to be seen
-        question, facts = question_text(sample), sample.facts or _NO_FACTS
+        question, facts = asked_question(sample), sample.facts or _NO_FACTS
         shown = {} if logic or (self._sees and not sample.facts) else {"Facts": facts}
         mark, material = marked({"Question": question, **shown, **named})
         prompt = self._prompts.render(

@@ -84,7 +84,8 @@ class ServedJudge:
         """
         self._client, self._how = client, how
         self._writer = PromptWriter(how.prompt, PROMPT, "judge.prompt", _OVER)
-        self._votes_alone = False
+        self._votes_alone: bool | None = None
+        """Whether the server gives no log-probabilities; None: not known yet."""
         self.ways: Counter[Way] = Counter()
         """Comparisons by how they were read, so far."""
 
@@ -96,10 +97,12 @@ class ServedJudge:
             SpentError: the budget is spent.
             ImageError: an image cannot be used.
         """
-        # the first alone, so that what the server cannot do is asked of it once
-        found = [self._ask(c) for c in comparisons[:1]]
+        # the first of all alone: it decides what is asked of the server, whatever threads do
+        found = [self._ask(c) for c in comparisons[: self._votes_alone is None]]
+        if self._votes_alone is None and found:
+            self._votes_alone = found[0][0] == "votes"
         with ThreadPoolExecutor(self._client.concurrency) as pool:
-            found += pool.map(self._ask, comparisons[1:])
+            found += pool.map(self._ask, comparisons[len(found) :])
         self.ways.update(way for way, _ in found)
         return [judgment(c, p) for c, (_, p) in zip(comparisons, found, strict=True)]
 
@@ -127,7 +130,6 @@ class ServedJudge:
                 reply = self._client.reply(asked, logprobs=_ALTERNATIVES, choice=VERDICTS)
                 if (tokens := reply.first_tokens[0]) is not None:
                     return "logprobs", read_tokens(tokens, self._how.min_mass)
-                self._votes_alone = "logprobs" in reply.ignored
             heat = self._how.temperature or _VOTING_TEMPERATURE
             return "votes", read_votes(
                 self._client.draws(asked, self._how.votes, choice=VERDICTS, temperature=heat)

@@ -30,7 +30,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
             that it names cannot be used.
     """
     values = _read(path, ())
-    for override in overrides:
+    for override in _kinds_first(overrides):
         _override(values, override)
     try:
         recipe = Recipe.model_validate(values)
@@ -122,6 +122,23 @@ def _yaml_place(error: yaml.YAMLError) -> str:
     mark = getattr(error, "problem_mark", None)
     where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
     return where + str(getattr(error, "problem", None) or error)
+
+
+def _kinds_first(overrides: Sequence[str]) -> list[str]:
+    """Overrides in such an order that no kind does away with a key that was given beside it."""
+    ordered: list[str] = []
+    for override in overrides:
+        key, at = _key(override), len(ordered)
+        if key in {f"{place}.kind" for place in _BY_KIND}:
+            # not before what would replace it: the kind itself, or the whole that it belongs to
+            above = [i for i, o in enumerate(ordered) if f"{key}.".startswith(f"{_key(o)}.")]
+            at = above[-1] + 1 if above else 0
+        ordered.insert(at, override)
+    return ordered
+
+
+def _key(override: str) -> str:
+    return override.partition("=")[0].strip()
 
 
 def _override(values: dict[str, Any], override: str) -> None:

@@ -33,6 +33,8 @@ class Source(Settings):
 
     path: str
     """A file or folder of any format that selfcal reads (docs/data.md)."""
+    digest: str | None = None
+    """Of its rows, as `policy.digest`; image files are no part of it."""
     weight: Annotated[float, Field(gt=0)] = 1.0
     """Its part of the mix."""
     category: str | None = None
@@ -51,6 +53,8 @@ class Data(Settings):
     source: str = "miniworld"
     """`miniworld`, or a folder with a file for each of `rft`, `calibration`, `dev`, `test`;
     `calibration` may be prompts without answers."""
+    digests: dict[str, str] = Field(default_factory=dict)
+    """Of the file of each split of `source`, as a source's `digest`."""
     sources: tuple[Source, ...] = ()
     """Files that are mixed and then split so that no image is in two splits; instead of
     `source`."""

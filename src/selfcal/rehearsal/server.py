@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from selfcal.image import data_url
-from selfcal.types import Sample, question_text
+from selfcal.types import IMAGE_MARK, Sample, question_text
 
 NAME = "stand-in"
 Answers = Mapping[str, str]
@@ -34,12 +34,16 @@ _ASKED = {
 }
 _FORM = re.compile(r"nothing after the answer:\n(.*?)\n\nQuestion: (.*)\Z", re.DOTALL)
 _PART = re.compile(r"([A-Z][\w ]{0,40}):\n\[([0-9a-f]{12})\]\n(.*?)\n\[\2\]", re.DOTALL)
+_MARKS_AND_SPACE = re.compile(rf"{IMAGE_MARK}|\[image \d+\]|\s+")
 _TALK = "The picture shows what was asked for. What is seen there settles the question."
 
 
 def key_of(question: str, urls: Sequence[str]) -> str:
-    """One key for a question and its images, by their data URLs."""
-    return _hash(question.strip(), *urls)
+    """One key for a question and its images, by their data URLs.
+
+    Marks of images and white space play no part: a prompt may set them otherwise.
+    """
+    return _hash(_MARKS_AND_SPACE.sub("", question), *urls)
 
 
 def answers_of(samples: Sequence[Sample]) -> dict[str, str]:
@@ -48,8 +52,10 @@ def answers_of(samples: Sequence[Sample]) -> dict[str, str]:
     Raises:
         ImageError: an image cannot be read.
     """
-    urls = [[data_url(Path(image)) for image in s.images] for s in samples]
-    return {key_of(question_text(s), own): s.answer for s, own in zip(samples, urls, strict=True)}
+    return {  # one sample after the other: the URLs of all would fill the memory
+        key_of(question_text(s), [data_url(Path(image)) for image in s.images]): s.answer
+        for s in samples
+    }
 
 
 def reply(messages: Sequence[Mapping[str, Any]], answers: Answers) -> str:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,14 @@ class Served:
     """Tokens of prompt and response together, at most; None if the server does not say."""
     trims: bool = False
     """Whether the model's chat template drops white space at the end of a continued turn."""
+    opening: str = ""
+    """What its prompt ends with and its turns do not begin with, such as `<think>`."""
+    space: str = ""
+    """White space that its turns begin with and its prompt does not end with."""
+
+    def continued(self, text: str) -> str:
+        """What to say of a response so far, so that it stands where it stood when it was drawn."""
+        return self.opening + text.removeprefix(self.space)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +110,8 @@ def check_server(server: Connection, card: Card, processor: Any, wants: Wants) -
         ModelError: it names all that the server lacks, each with the way out.
         ServerError: the server gives no reply at all.
     """
-    probe = _Probe(server, Served(card.id, processor, card.context, _trims(processor)), wants)
+    served = _taken_up(Served(card.id, processor, card.context))
+    probe = _Probe(server, served, wants)
     probe.run()
     if probe.missing:
         raise ModelError(
@@ -129,15 +138,36 @@ def _turn(role: str, text: str) -> dict[str, Any]:
     return {"role": role, "content": [{"type": "text", "text": text}]}
 
 
-def _trims(processor: Any) -> bool:
+def _taken_up(served: Served) -> Served:
+    """With how the model's chat template takes up a response that goes on.
+
+    It must stand where it stood when it was drawn: after the prompt, and nothing between.
+    """
+    prompt, processor = rendered(served.processor), served.processor
     try:
-        return not rendered(processor, CONTINUED + "\n").endswith("\n")
+        head = rendered(processor, CONTINUED).removesuffix(CONTINUED)
+        opening = prompt.removeprefix(head) if prompt.startswith(head) else ""
+        space = head.removeprefix(prompt) if head.startswith(prompt) else ""
+        whole = rendered(processor, opening + CONTINUED)
+        trims = not rendered(processor, opening + CONTINUED + "\n").endswith("\n")
     except ValueError as error:
+        raise ModelError(_NOT_TAKEN_UP.format(error)) from error
+    if space.strip() or whole != prompt + space + CONTINUED:
         raise ModelError(
-            f"the policy's chat template cannot continue a response ({error}), which a search on a "
-            "server needs; give another one in policy.chat_template (and to the server by "
-            "--chat-template), or search with backend `transformers`"
-        ) from error
+            _NOT_TAKEN_UP.format(
+                f"its prompts end in {prompt[-_END:]!r}, and what it continues stands after "
+                f"{head[-_END:]!r}"
+            )
+        )
+    return replace(served, trims=trims, opening=opening, space=space)
+
+
+_END = 24
+_NOT_TAKEN_UP = (
+    "the policy's chat template cannot continue a response ({}), which a search on a server needs; "
+    "give another one in policy.chat_template (and to the server by --chat-template), or search "
+    "with backend `transformers`"
+)
 
 
 @dataclass
@@ -280,10 +310,11 @@ class _Probe:
 
     def _continued(self) -> None:
         """Whether an assistant's turn is continued, and not closed."""
-        messages = [_turn("user", QUESTION), {"role": "assistant", "content": CONTINUED}]
+        said = self.served.continued(CONTINUED)
+        messages = [_turn("user", QUESTION), {"role": "assistant", "content": said}]
         doing = "continued turns (`continue_final_message` without `add_generation_prompt`)"
         reply = self._asked(doing, messages, temperature=0.0, **CONTINUING)
-        expected = self._length(rendered(self.served.processor, CONTINUED))
+        expected = self._length(rendered(self.served.processor, said))
         if reply is not None and reply.prompt_tokens != expected:
             self._lacks(
                 f"{doing}: its prompt has {reply.prompt_tokens} tokens instead of {expected}; "
@@ -291,25 +322,40 @@ class _Probe:
             )
 
     def _images(self) -> None:
-        parts = [_picture() for _ in range(self.wants.images)]
-        content = [*parts, {"type": "text", "text": QUESTION}]
-        self._asked(
-            f"{self.wants.images} images in a prompt: --limit-mm-per-prompt "
-            f"'{{\"image\": {self.wants.images}}}'",
-            [{"role": "user", "content": content}],
+        """Whether as many images are taken as there are, and are cut into as many tokens."""
+        count, said = self.wants.images, {"type": "text", "text": QUESTION}
+        picture = _picture()
+        reply = self._asked(
+            f"{count} images in a prompt: --limit-mm-per-prompt '{{\"image\": {count}}}'",
+            [{"role": "user", "content": [*[_sent(picture)] * count, said]}],
             temperature=0.0,
         )
+        if reply is None or not count:
+            return
+        processor = self.served.processor
+        turn = {"role": "user", "content": [*[{"type": "image"}] * count, said]}
+        text = processor.apply_chat_template([turn], tokenize=False, add_generation_prompt=True)
+        read = processor(images=[[picture] * count], text=[text], add_special_tokens=False)
+        expected = len(read["input_ids"][0])
+        if reply.prompt_tokens != expected:
+            self._lacks(
+                f"the policy's own image processor (a prompt with {count} images of {_SIDE} x "
+                f"{_SIDE} pixels has {reply.prompt_tokens} tokens instead of {expected}): serve "
+                "the model that policy.model names, without --mm-processor-kwargs of its own"
+            )
 
     def _adapters(self) -> None:
-        """Whether adapters may be loaded, without loading one."""
+        """Whether adapters may be loaded, by one that is not there."""
         assert self.wants.rank is not None
         rank = next((r for r in RANKS if r >= self.wants.rank), self.wants.rank)
         try:
-            self.server.load_adapter("", "")
+            self.server.load_adapter(_NOWHERE.name, str(_NOWHERE))
         except ServerError as error:
             if error.status is None:
                 raise
-            if error.status in (404, 405):
+            # 404 is said of the adapter, too; and where it is not enabled, 500
+            said, unknown = str(error).lower(), error.status in (404, 405)
+            if "not enabled" in said or (unknown and "no adapter found" not in said):
                 self._lacks(
                     "adapters at run time: VLLM_ALLOW_RUNTIME_LORA_UPDATING=True, --enable-lora, "
                     f"--max-lora-rank {rank}"
@@ -320,11 +366,18 @@ def _said(draw: Draw) -> object:
     return draw.ids or draw.text
 
 
-def _picture() -> dict[str, Any]:
+_SIDE = 64
+_NOWHERE = Path("/nowhere/selfcal-probe")
+
+
+def _picture() -> Any:
     from PIL import Image
 
-    buffer = io.BytesIO()
-    Image.new("RGB", (64, 64), "white").save(buffer, "png")
+    return Image.new("RGB", (_SIDE, _SIDE), "white")
+
+
+def _sent(picture: Any) -> dict[str, Any]:
+    picture.save(buffer := io.BytesIO(), "png")
     url = f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
     return {"type": "image_url", "image_url": {"url": url}}
 

@@ -240,15 +240,14 @@ class ServedEngine:
         text = spot.text + self._sentences.text(spot.last, strand.ids)
         messages, more = [spot.turn], {}
         if text:
-            messages.append({"role": "assistant", "content": text})
+            messages.append({"role": "assistant", "content": self._served.continued(text)})
             more = CONTINUING
         uniforms = strand.request.uniforms[list(strand.draws)]
         greedy = s.temperature == 0
-        left = self._sentence_tokens - len(strand.ids)
         return {
             "model": self._served.name,
             "messages": messages,
-            "max_tokens": left if strand.tokens is None else min(left, strand.tokens),
+            "max_tokens": self._most(strand),
             **BASICS,
             "temperature": s.temperature,
             "top_p": s.top_p,
@@ -258,6 +257,9 @@ class ServedEngine:
             **({} if self._whole else {"stop": self._stops, "include_stop_str_in_output": True}),
             **more,
         }
+
+    def _most(self, strand: _Strand) -> int:
+        return min(self._sentence_tokens - len(strand.ids), strand.tokens or self._sentence_tokens)
 
     def _receive(self) -> None:
         """Wait for replies, and give jobs what they said."""
@@ -284,9 +286,12 @@ class ServedEngine:
         whose = [strand.draws] if greedy else [(i,) for i in strand.draws]
         for draw, own in zip(reply.draws, whose, strict=True):
             if not draw.ids or draw.finish not in ("stop", "length"):
+                how = f"a draw with {len(draw.ids or ())} tokens that ended by {draw.finish!r}"
+                raise ServerError(f"{how}; {_FAULT}")
+            if draw.finish == "length" and len(draw.ids) < (most := self._most(strand)):
                 raise ServerError(
-                    f"a draw with {len(draw.ids or ())} tokens that ended by {draw.finish!r}; "
-                    f"{_FAULT}"
+                    f"a draw was cut after {len(draw.ids)} of {most} tokens: the prompt leaves no "
+                    "more room on the server; start it with a higher --max-model-len"
                 )
             self.counts.tokens += len(draw.ids)
             key = (draw.ids, draw.ended)

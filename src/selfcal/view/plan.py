@@ -8,11 +8,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-from selfcal.cost.counts import count, guess, kind, shipped
+from selfcal.cost.counts import count, guess, shipped
 from selfcal.cost.machine import GIB, Machine, disk_free, machine
-from selfcal.cost.needs import RESPONSE_TOKENS, TRAINS_JUDGE, Need, Needs
+from selfcal.cost.needs import RESPONSE_TOKENS, Need, Needs
 from selfcal.cost.sizes import SizeError
-from selfcal.pipeline import Planned, plan
+from selfcal.pipeline import Planned
 from selfcal.recipe import Recipe
 from selfcal.stage import Stage
 from selfcal.view.text import duration, heading, large, safe, table
@@ -36,8 +36,7 @@ def show_plan(
     """
     done = {p.stage.name for p in planned if where and p.folder.done}
     on = on or machine()
-    known, why = _needs(recipe, on)
-    needs = {p.stage.name: known.of(p.stage) for p in planned} if known else {}
+    known, needs, why = _needs(recipe, planned, on)
     out.print(heading(title(recipe)))
     out.print()
     figures = ("memory", "disk", "time")
@@ -67,16 +66,16 @@ def show_plan(
     return not refused
 
 
-def _needs(recipe: Recipe, on: Machine) -> tuple[Needs | None, str]:
-    """What stages need; or None, and why it cannot be told."""
+def _needs(
+    recipe: Recipe, planned: Sequence[Planned], on: Machine
+) -> tuple[Needs | None, dict[str, Need], str]:
+    """What tells needs, and each stage's by name; or neither, and why they cannot be told."""
     made = Needs(recipe, on)
     try:
-        if any(kind(s) in TRAINS_JUDGE for s in plan(recipe)):
-            _ = made.judge
         _ = made.policy
+        return made, {p.stage.name: made.of(p.stage) for p in planned}, ""
     except SizeError as error:
-        return None, f"Memory, disk and time cannot be told: {error}."
-    return made, ""
+        return None, {}, f"Memory, disk and time cannot be told: {error}."
 
 
 def _figures(need: Need) -> tuple[str, str, str]:

@@ -27,6 +27,7 @@ from selfcal.methods.parts.base import (
     weights,
 )
 from selfcal.methods.parts.budget import dropped, share
+from selfcal.methods.parts.facts import insist_on_facts
 from selfcal.methods.parts.loop import loop
 from selfcal.rationale import RapFormat, answers_agree
 from selfcal.recipe import Recipe, RecipeError

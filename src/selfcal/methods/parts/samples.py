@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from selfcal.methods.parts.base import SPLITS, part_of
 from selfcal.recipe import Recipe
@@ -39,8 +39,18 @@ def data(recipe: Recipe) -> Stage:
         return {"samples": counts, **stats, "drops": drops.end()}
 
     return Stage(
-        "data", (), part_of(recipe, "data"), run, sum(sizes.values()), "samples", "read the samples"
+        "data", (), _settings(recipe), run, sum(sizes.values()), "samples", "read the samples"
     )
+
+
+def _settings(recipe: Recipe) -> dict[str, Any]:
+    """What samples depend on; without digests where there are none."""
+    depends = part_of(recipe, "data")
+    own = depends["data"]
+    for settings, name in ((own, "digests"), *((source, "digest") for source in own["sources"])):
+        if not settings[name]:
+            del settings[name]
+    return depends
 
 
 Told = Callable[[Drop], None]
