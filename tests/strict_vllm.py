@@ -1,8 +1,8 @@
 """A server that answers as vLLM does, and refuses what it refuses.
 
-Compared with a live one (0.32.0) answer by answer. It is stricter in what vLLM passes over without
-a word: unknown parameters, a boolean for a number, an assistant's turn at the end that is not
-continued.
+It was compared with a live one (0.32.0), answer by answer. It is stricter only in what vLLM passes
+over without a word: unknown parameters, a boolean for a number, an assistant's turn at the end that
+is not continued.
 
 The model behind it is a function from the prompt's text and the tokens so far to log-probabilities,
 so what it says can be reckoned by hand. Flaws can be planted: each is a server that passes over one

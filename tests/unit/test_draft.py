@@ -77,7 +77,8 @@ def test_nobody_is_asked_for_a_teacher_of_prompts(photos: str) -> None:
 def test_a_small_gpu_gets_small_steps_first_and_then_four_bits() -> None:
     large, small = recipe(machine("h200")), recipe(machine("rtx4090"))
     assert large.policy.dtype == "bfloat16"
-    assert large.dpo.micro_batch_size == 4 and not large.dpo.gradient_checkpointing
+    assert large.dpo.micro_batch_size == 8 and large.dpo.gradient_checkpointing
+    assert large.dpo.lora is not None and not large.dpo.lora.four_bit
     assert small.rft is not None and small.rft.gradient_checkpointing
     assert small.rft.lora is not None and not small.rft.lora.four_bit
     assert small.dpo.gradient_checkpointing

@@ -11,7 +11,14 @@ from rich.console import Console
 
 from selfcal import pipeline
 from selfcal.cost.machine import GIB, GPUS, Machine, MachineError, machine
-from selfcal.cost.needs import JUDGE_TOKENS, QUESTION_TOKENS, RESPONSE_TOKENS, Need, Needs
+from selfcal.cost.needs import (
+    JUDGE_TOKENS,
+    LAYER_BYTES,
+    QUESTION_TOKENS,
+    RESPONSE_TOKENS,
+    Need,
+    Needs,
+)
 from selfcal.cost.sizes import SizeError, named, sizes_of
 from selfcal.recipe import Recipe, load_recipe
 from selfcal.testing import tiny_policy
@@ -85,11 +92,11 @@ def test_an_adapter_takes_16_bytes_a_parameter_and_the_weights_2() -> None:
     dpo = {"lora": {"rank": 8, "alpha": 8}, "batch_size": 4, "micro_batch_size": 1}
     found = needs_of(dpo=dpo)["iter-1/dpo"]
     held = 2 * 7e9 + 16 * 8 * P7.lora_width
-    worked = 2 * ROW * (34 * P7.layers * P7.hidden + 10 * P7.vocabulary)
+    worked = 2 * ROW * (LAYER_BYTES * P7.layers * P7.hidden + 10 * P7.vocabulary)
     assert found.memory == pytest.approx(1.1 * (held + worked), rel=1e-6)
     # with checkpointing only the inputs of layers are kept, and one layer's worth of the rest
     less = needs_of(dpo=dpo | {"gradient_checkpointing": True})["iter-1/dpo"]
-    worked = 2 * ROW * ((2 * P7.layers + 34) * P7.hidden + 10 * P7.vocabulary)
+    worked = 2 * ROW * ((2 * P7.layers + LAYER_BYTES) * P7.hidden + 10 * P7.vocabulary)
     assert less.memory == pytest.approx(1.1 * (held + worked), rel=1e-6)
     assert less.hint == "hold the frozen weights in 4 bits (lora.four_bit)"
 
@@ -98,7 +105,7 @@ def test_all_weights_take_four_times_their_size_and_a_reference() -> None:
     more = {"dpo": {"lora": None, "batch_size": 1}, "policy": {"model": "x-7b"}}
     found = needs_of(**more)["iter-1/dpo"]
     held = 7e9 * 4 * 5  # weights, gradients, two moments; the reference policy
-    worked = 2 * ROW * (2 * 34 * P7.layers * P7.hidden + 10 * P7.vocabulary)
+    worked = 2 * ROW * (2 * LAYER_BYTES * P7.layers * P7.hidden + 10 * P7.vocabulary)
     assert found.memory == pytest.approx(1.1 * (held + worked), rel=1e-6)
     assert found.hint == "train an adapter (lora)"
 

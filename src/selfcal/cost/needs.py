@@ -2,11 +2,12 @@
 
 Memory is what the weights, an adapter's training and one forward pass take, by the usual formulas:
 16 bytes for each trained parameter of an adapter (weight, gradient and Adam's two moments in
-float32), 34 bytes x hidden size for each token and layer that is kept for the backward pass
-(Korthikanti et al. 2022, arXiv 2205.05198, in 16 bits), or 2 x hidden size with gradient
-checkpointing, and 10 bytes for each token and word of the vocabulary. Time is arithmetic and
-bandwidth over what the GPU's data sheet says, at the shares below. Both are rough. A teacher, label
-giver or marker on this machine counts with its weights alone.
+float32), 100 bytes x hidden size for each token and layer that is kept for the backward pass (in 16
+bits), or 2 x hidden size with gradient checkpointing, and 10 bytes for each token and word of the
+vocabulary. Korthikanti et al. (2022, arXiv 2205.05198) reckon with 34 bytes where operations are
+fused; with PyTorch's own and an adapter it was three times that (benchmarks/plan.py). Time is
+arithmetic and bandwidth over what the GPU's data sheet says, at the shares below. Both are rough. A
+teacher, label giver or marker on this machine counts with its weights alone.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ RESPONSE_TOKENS = 160
 """What a rationale and its answer take, usually."""
 JUDGE_TOKENS = 700
 """A judge's prompt: question, facts and two responses."""
+LAYER_BYTES = 100
+"""Of a token in a layer, for each unit of hidden size, kept for the backward pass in 16 bits."""
 _PHOTO = (1024, 768)
 _PHOTO_TOKENS = 1024
 """Tokens of a photo where the processor is not there to be asked."""
@@ -182,7 +185,9 @@ class Needs:
         sides = 2 if pairs else 1
         tokens = micro * sides * long
         layers = (
-            2 * sizes.layers + 34 if settings.gradient_checkpointing else 34 * sizes.layers
+            2 * sizes.layers + LAYER_BYTES
+            if settings.gradient_checkpointing
+            else LAYER_BYTES * sizes.layers
         ) * sizes.hidden
         words = 0 if settings.liger else 10 * sizes.vocabulary
         worked = tokens * (layers * width // 2 + words)
@@ -205,7 +210,7 @@ class Needs:
         row = long * sizes.kv_width * self._width
         draws = wanted_of(recipe, stage) * search.branch if what in ("candidates", "guided") else 1
         held = sizes.parameters * self._width
-        read = search.prompt_tokens * sizes.hidden * 34 * self._width // 2
+        read = search.prompt_tokens * sizes.hidden * LAYER_BYTES * self._width // 2
         seconds = self._computing(2 * sizes.parameters * stage.size * self._prompt, _READING)
         seconds += self._decoding(sizes, stage.size * draws * RESPONSE_TOKENS, rows, long)
         return Need(
@@ -220,7 +225,7 @@ class Needs:
         seen = self.image_tokens if recipe.judge.sees else 0
         long = JUDGE_TOKENS + seen
         held = sizes.parameters * self._width
-        row = long * (sizes.kv_width + 34 * sizes.hidden) * self._width
+        row = long * (sizes.kv_width + LAYER_BYTES * sizes.hidden) * self._width
         seconds = self._computing(2 * sizes.parameters * asked * long, _READING)
         batch = recipe.judge.batch_size
         useful = self._whole(held + batch * row)

@@ -21,12 +21,12 @@ _MARKS = {
     "vision_end_token": "<|vision_end|>",
 }
 _TEMPLATE = (
-    "{%- for message in messages -%}<|im_start|>{{ message['role'] }}\n"
+    "{%- for message in messages -%}<|im_start|>{{ message['role'] + '\\n' }}"
     "{%- if message['content'] is string -%}{{ message['content'] }}"
     "{%- else -%}{%- for part in message['content'] -%}"
     "{{ '<|vision_start|><|image_pad|><|vision_end|>' if part['type'] == 'image' "
     "else part['text'] }}"
-    "{%- endfor -%}{%- endif -%}<|im_end|>\n{%- endfor -%}"
+    "{%- endfor -%}{%- endif -%}<|im_end|>{{ '\\n' }}{%- endfor -%}"
     "{%- if add_generation_prompt -%}<|im_start|>assistant\n{% endif -%}"
 )
 
@@ -74,11 +74,11 @@ def _config(tokenizer: Any) -> Any:
     from transformers import Qwen2VLConfig
 
     ids = {name: int(tokenizer.convert_tokens_to_ids(mark)) for name, mark in _MARKS.items()}
-    rope = {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 1e4}
+    rope = {"rope_type": "default", "mrope_section": [4, 6, 6], "rope_theta": 1e4}
     return Qwen2VLConfig(
         text_config={
             "hidden_size": _HIDDEN, "intermediate_size": 128, "num_hidden_layers": 2,
-            "num_attention_heads": 4, "num_key_value_heads": 2, "rope_parameters": rope,
+            "num_attention_heads": 2, "num_key_value_heads": 1, "rope_parameters": rope,
             "vocab_size": len(tokenizer), "max_position_embeddings": 4096,
             "bos_token_id": None, "eos_token_id": tokenizer.eos_token_id,
             "pad_token_id": tokenizer.pad_token_id, "tie_word_embeddings": False,
@@ -122,6 +122,9 @@ def _save_processor(folder: Path) -> None:
         "image_processor": {
             "image_processor_type": "Qwen2VLImageProcessor", "patch_size": 8, "merge_size": 2,
             "size": {"shortest_edge": 16 * 16, "longest_edge": 64 * 64},
+            # said outright, because not every server takes transformers' defaults
+            "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True,
+            "image_mean": [0.5] * 3, "image_std": [0.5] * 3,
         },
         "video_processor": {"video_processor_type": "Qwen2VLVideoProcessor", "patch_size": 8},
     }  # fmt: skip
