@@ -40,6 +40,7 @@ def follow(page: str, folder: Path) -> Iterator[Step]:
     """Run the commands; each comes with what it really said. The first that fails ends it."""
     paths = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = os.environ | {"PATH": paths, "COLUMNS": "100", "NO_COLOR": "1"}
+    environment["SELFCAL_CACHE"] = str(folder / ".cache")  # nothing that was asked before
     beside: list[subprocess.Popen[str]] = []
     try:
         for step in steps(page):
@@ -63,10 +64,10 @@ def follow(page: str, folder: Path) -> Iterator[Step]:
 
 
 def masked(said: str) -> list[str]:
-    """Lines without what differs from run to run: numbers, times, the bars of progress."""
+    """Lines without what differs from run to run: numbers, times, progress, findings by numbers."""
     text = re.sub(r"< 1 s|\d+ h \d+ min|\d+ min( \d+ s)?|\d+ s\b", "TIME", said)
     lines = [" ".join(re.sub(r"[\d.,]*\d", "#", x).split()) for x in text.splitlines()]
-    return [x for x in lines if x and not x.endswith(" left")]
+    return [x for x in lines if x and not x.endswith(" left") and not x.startswith("! ")]
 
 
 def filled(page: str, done: list[Step]) -> str:
