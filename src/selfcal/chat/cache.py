@@ -44,8 +44,8 @@ class Cache:
 
     def __init__(self, path: Path | None = None) -> None:
         """Name the file, by default the user's; it is made when something is kept."""
-        self._lock = Lock()
-        self._off = False
+        self._lock, self._setting_up = Lock(), Lock()
+        self._off = self._set_up = False
         try:
             self._path = path or cache_file()
         except RuntimeError as error:
@@ -105,14 +105,23 @@ class Cache:
     @contextmanager
     def _connected(self) -> Iterator[sqlite3.Connection]:
         """A connection of one's own: cheap beside a request, and safe in threads and forks."""
-        if not self._path.exists():
-            self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if not (self._set_up and self._path.exists()):
+            self._begin()
         with closing(sqlite3.connect(self._path, timeout=_WAIT_S)) as base:
-            base.execute("PRAGMA journal_mode = WAL")
             base.execute("PRAGMA synchronous = NORMAL")
             base.execute(_TABLE)
             with base:
                 yield base
+
+    def _begin(self) -> None:
+        """Set the file up, one at a time: SQLite does not wait where a journal is changed."""
+        self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with self._setting_up, FileLock(f"{self._path}.setup", timeout=_WAIT_S):
+            with closing(sqlite3.connect(self._path, timeout=_WAIT_S)) as base:
+                base.execute("PRAGMA journal_mode = WAL")
+                with base:
+                    base.execute(_TABLE)
+            self._set_up = True
 
     def _move_aside(self, why: str) -> None:
         with self._lock, FileLock(f"{self._path}.lock", timeout=_WAIT_S):
