@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _BLOCK = re.compile(r"^```console\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-_SOON = 60
 
 
 @dataclass(frozen=True)

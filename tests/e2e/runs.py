@@ -112,12 +112,11 @@ class Undisturbed:
 
 
 @dataclass(frozen=True)
-class Finished:
-    """A finished run."""
+class Kept:
+    """What a run has kept, stage by stage."""
 
     recipe: Recipe
     run: Path
-    told: Told
 
     def read(self, stage: str, name: str, kind: type[Any]) -> list[Any]:
         (folder,) = [p.folder for p in locate(self.recipe, self.run) if p.stage.name == stage]
@@ -126,6 +125,13 @@ class Finished:
     def stats(self, stage: str) -> dict[str, Any]:
         (folder,) = [p.folder for p in locate(self.recipe, self.run) if p.stage.name == stage]
         return folder.manifest()["stats"]
+
+
+@dataclass(frozen=True)
+class Finished(Kept):
+    """A finished run, and what it told on its way."""
+
+    told: Told
 
     @property
     def samples(self) -> dict[str, Sample]:

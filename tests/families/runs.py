@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from selfcal.pipeline import execute, locate, pin
+from e2e.runs import Kept
+from selfcal.pipeline import execute, pin
 from selfcal.recipe import Recipe
 
 RFT = {
@@ -41,21 +42,8 @@ def recipe(method: str, model: str, **more: Any) -> Recipe:
 
 
 @dataclass(frozen=True)
-class Ran:
+class Ran(Kept):
     """A finished run of a family's tiny model."""
-
-    recipe: Recipe
-    run: Path
-
-    def read(self, stage: str, name: str, kind: type[Any]) -> list[Any]:
-        """A stage's records."""
-        (folder,) = [p.folder for p in locate(self.recipe, self.run) if p.stage.name == stage]
-        return folder.read(name, kind)
-
-    def stats(self, stage: str) -> dict[str, Any]:
-        """A stage's figures."""
-        (folder,) = [p.folder for p in locate(self.recipe, self.run) if p.stage.name == stage]
-        return folder.manifest()["stats"]
 
     def losses(self, stage: str) -> list[float]:
         """A training's losses, all finite."""
