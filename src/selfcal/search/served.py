@@ -156,8 +156,9 @@ class ServedEngine:
             while True:
                 while more and self._idle(begun - following):
                     at = next(feed, None)
-                    if more := at is not None:
-                        assert at is not None
+                    if at is None:
+                        more = False
+                    else:
                         begun = at[0] + 1
                         self._begin(*at, start)
                 self._send()
