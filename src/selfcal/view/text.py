@@ -14,10 +14,12 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
 from selfcal.store import JSON
+from selfcal.types import Drop
 
 WIDTH = 100
 """Columns where the output is no terminal."""
@@ -65,6 +67,18 @@ def table(*columns: str, right: Sequence[str] = ()) -> Table:
 def heading(text: str) -> Text:
     """A heading, in one line."""
     return Text(safe(text), style="bold")
+
+
+def indented(what: Table | Text, by: int = 2) -> Padding:
+    """Something moved to the right."""
+    return Padding(what, (0, 0, 0, by), expand=False)
+
+
+def reason(drop: Drop) -> Padding:
+    """Why a stage left something out."""
+    detail = f": {safe(drop.detail)}" if drop.detail else ""
+    said = f"{safe(drop.stage)}, {safe(drop.reason)}{detail}"
+    return indented(Text.assemble(("left out ", "yellow"), said))
 
 
 def duration(seconds: float) -> str:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeAlias
 
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
 from selfcal.miniworld.verifier import Finding, Verification
 from selfcal.types import Candidate
-from selfcal.view.text import safe
+from selfcal.view.text import indented, safe
 
+Verify: TypeAlias = Callable[[str], Verification | None]
+"""What the verifier finds in a response to a sample; None where nobody can tell."""
 _MARKS = {
     "true": ("✓", "green"),
     "follows": ("✓", "green"),
@@ -31,6 +35,11 @@ def marked(text: str, found: Verification | None, spans: bool = False) -> Table 
         rows.add_row(*place, Text(*_shown(finding)), sentence)
     _add_answer(rows, text, found, [""] if spans else [])
     return rows
+
+
+def said(text: str, verified: Verify) -> Padding:
+    """A response with its marks, below the line that says what it is."""
+    return indented(marked(text, verified(text)), 6)
 
 
 def _add_answer(rows: Table, text: str, found: Verification, before: Sequence[str]) -> None:
