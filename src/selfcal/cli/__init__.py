@@ -13,7 +13,20 @@ from typing import Annotated, NoReturn
 import typer
 
 from selfcal import __version__
-from selfcal.cli import base, compare, data, eval, export, init, judge, rehearse, runs, world
+from selfcal.cli import (
+    base,
+    compare,
+    data,
+    eval,
+    export,
+    init,
+    judge,
+    people,
+    rehearse,
+    report,
+    runs,
+    world,
+)
 
 app = typer.Typer(
     **base.SETTINGS, epilog=base.examples("run recipes/miniworld-src.yaml --out runs/demo")
@@ -24,7 +37,9 @@ app.add_typer(eval.app)
 app.add_typer(export.app)
 app.add_typer(init.app)
 app.add_typer(judge.app, name="judge")
+app.add_typer(people.app)
 app.add_typer(rehearse.app, name="rehearse")
+app.add_typer(report.app)
 app.add_typer(data.app, name="data")
 app.add_typer(world.app, name="miniworld")
 

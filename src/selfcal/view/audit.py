@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError, model_validator
 from rich.console import Console
 from rich.text import Text
 
@@ -64,7 +64,7 @@ def audit_run(run: Path, labels: Path | None = None) -> dict[str, JSON]:
     """
     recipe = open_run(run)
     planned = {p.stage.name: p for p in locate(recipe, run)}
-    rounds = _rounds(run, planned)
+    rounds = rounds_of(run, planned)
     by_hand = _Labels(labels) if labels else None
     exact = recipe.data.miniworld
     truth = "labels" if by_hand else "verifier" if exact else None
@@ -72,11 +72,11 @@ def audit_run(run: Path, labels: Path | None = None) -> dict[str, JSON]:
 
     def asked() -> Iterator[Asked]:
         for t in rounds:
-            for sample_id, own, given in _by_sample(planned, t):
+            for sample_id, own, given in sample_by_sample(planned, t):
                 sample = samples[sample_id]
                 known: Truth = _unknown
                 if by_hand:
-                    known = by_hand.of(t, sample_id, {c.index for c in own})
+                    known = by_hand.of(t, sample_id, {c.index: c.text for c in own})
                 elif exact:
                     known = _verifier(sample, FORMATS[recipe.format])
                 yield Asked(t, sample, own, given, known)
@@ -91,8 +91,12 @@ _FIRST = re.compile(r"iter-\d+/judgments")
 """The judgments of an iteration's first search; a second, wider one is of weak samples alone."""
 
 
-def _rounds(run: Path, planned: Mapping[str, Planned]) -> list[int]:
-    """Iterations whose judgments are there."""
+def rounds_of(run: Path, planned: Mapping[str, Planned]) -> list[int]:
+    """Iterations whose judgments are there.
+
+    Raises:
+        StoreError: there are none, or the method asks no judge.
+    """
     names = [name for name in planned if _FIRST.fullmatch(name)]
     done = [name for name in names if planned[name].folder.done]
     if not names:
@@ -102,7 +106,7 @@ def _rounds(run: Path, planned: Mapping[str, Planned]) -> list[int]:
     return [int(name.split("/")[0].removeprefix("iter-")) for name in done]
 
 
-def _by_sample(
+def sample_by_sample(
     planned: Mapping[str, Planned], t: int
 ) -> Iterator[tuple[str, list[Candidate], list[Judgment]]]:
     """Candidates and judgments of one sample after the other, a shard of each in memory."""
@@ -127,13 +131,30 @@ def _verifier(sample: Sample, form: RapFormat) -> Truth:
 
 
 class _Label(BaseModel, strict=True):
-    """One line of a file of labels; other keys are left to who wrote it."""
+    """One line of a file of labels; other keys are left to who wrote it.
+
+    A line that `selfcal audit --export` wrote has the texts as `first` and `second`, and the
+    candidates' numbers beside them.
+    """
 
     sample_id: str
     first: Annotated[int, Field(ge=0)]
     second: Annotated[int, Field(ge=0)]
     verdict: Verdict
     iteration: Annotated[int, Field(ge=1)] = 1
+    texts: tuple[str, str] | None = None
+    """Of an exported line."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _exported(cls, line: Any) -> Any:
+        if not isinstance(line, dict):
+            return line
+        own = {name: value for name, value in line.items() if name != "texts"}
+        if "first_index" not in own or "second_index" not in own:
+            return own
+        texts = own.get("first"), own.get("second")
+        return own | {"first": own["first_index"], "second": own["second_index"], "texts": texts}
 
 
 class _Labels:
@@ -148,6 +169,7 @@ class _Labels:
         self._path = path
         self._found: dict[tuple[int, str], dict[tuple[int, int], tuple[Verdict, int]]]
         self._found = defaultdict(dict)
+        self._texts: dict[int, Mapping[int, str]] = {}
         self._met: set[tuple[int, str]] = set()
         with explained("read", path):
             lines = path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")
@@ -155,21 +177,28 @@ class _Labels:
             if line.strip():
                 self._add(self._parse(line, number), number)
 
-    def of(self, t: int, sample_id: str, indices: set[int]) -> Truth:
-        """The labels of a sample.
+    def of(self, t: int, sample_id: str, texts: Mapping[int, str]) -> Truth:
+        """The labels of a sample; `texts` are its candidates' by their numbers.
 
         Raises:
-            SelfcalError: one of them names a candidate that is not among these.
+            SelfcalError: one of them names a candidate that is not among these, or is about
+                another text.
         """
         own = self._found.get((t, sample_id), {})
         self._met.add((t, sample_id))
         for (i, j), (_, number) in own.items():
             for index in (i, j):
-                if index not in indices:
+                if index not in texts:
                     raise self._error(
                         number,
                         f"sample {sample_id!r} has no candidate {index} in iteration {t}; "
-                        f"`selfcal trace` shows its candidates: {sorted(indices)}",
+                        f"`selfcal trace` shows its candidates: {sorted(texts)}",
+                    )
+                if self._texts.get(number, texts).get(index) != texts[index]:
+                    raise self._error(
+                        number,
+                        f"is about another text than candidate {index} of sample {sample_id!r} in "
+                        f"iteration {t}; export the labels of this run, or delete the line",
                     )
 
         def truth(one: Candidate, other: Candidate) -> Verdict | None:
@@ -217,6 +246,8 @@ class _Labels:
                 number, f"labels the pair of line {own[i, j][1]} again; keep one of the two"
             )
         own[i, j] = (label.verdict if label.first == i else MIRROR[label.verdict], number)
+        if label.texts:
+            self._texts[number] = dict(zip((label.first, label.second), label.texts, strict=True))
 
     def _error(self, number: int, text: str) -> SelfcalError:
         return SelfcalError(f"{self._path}: line {number}: {text}")
@@ -224,7 +255,7 @@ class _Labels:
 
 # --- on a terminal ----------------------------------------------------------------------------
 
-_ABOUT = {
+ABOUT = {
     "agreement": "right verdicts, each order by itself",
     "agreement_merged": "right verdicts, both orders averaged",
     "kappa": "the same beyond chance (Cohen)",
@@ -238,20 +269,22 @@ _ABOUT = {
     "neutral_rate": "neutral verdicts",
     "unscored": "judgments that could not be read",
 }
-_HELD = {
+"""What the figures are."""
+HELD = {
     "verifier": "held against MiniWorld's verifier",
     "labels": "held against the labels given",
     None: "the truth is not known: give --labels FILE for what needs it",
 }
+"""What stands behind the figures, by `truth`."""
 _BAR = 20
 
 
 def show_audit(out: Console, found: Mapping[str, Any]) -> None:
     """Print a report."""
     amounts = f"{found['pairs']:,} pairs of {found['samples']:,} samples"
-    out.print(heading(f"The judge: {amounts}, {_HELD[found['truth']]}"))
+    out.print(heading(f"The judge: {amounts}, {HELD[found['truth']]}"))
     rows = table("", "value", "n", "", right=["value", "n"])
-    for name, about in _ABOUT.items():
+    for name, about in ABOUT.items():
         figure = found[name]
         n = Text(f"{figure['n']:,}", "dim")
         rows.add_row(name, figure_cell(figure), n, Text(about, "dim"))

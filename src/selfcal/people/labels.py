@@ -1,0 +1,186 @@
+"""What people said, in one file of the run: `audit/labels.jsonl`, a JSON object a line.
+
+Lines are only ever added, each is on the disk before the page says so, and a later line of the same
+person about the same pair takes the earlier one's place. Several processes may write: one at a time
+has the lock. A last line that a killed process left unfinished is set aside, not lost.
+"""
+
+from __future__ import annotations
+
+import os
+import unicodedata
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, BinaryIO, Literal
+
+from filelock import FileLock
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from selfcal.errors import SelfcalError
+from selfcal.judge.quality import SIGN
+from selfcal.people.judged import Key
+from selfcal.store import explained, write_bytes
+from selfcal.types import Verdict
+from selfcal.view.text import safe
+
+Flaw = Literal["counterfactual", "unreasonable", "insufficient", "other"]
+"""What is wrong with a sentence."""
+Side = Literal["first", "second"]
+_WAIT = 30.0
+"""Seconds that a writer waits for another one."""
+_LONGEST_NAME = 60
+
+
+class Marked(BaseModel, frozen=True, strict=True):
+    """The first false sentence of a response."""
+
+    number: Annotated[int, Field(ge=1)]
+    """Of the sentence in its response, from 1; the answer is the last one."""
+    text: str
+
+
+class Label(BaseModel, frozen=True, strict=True):
+    """What one person said of one pair."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
+
+    sample_id: str
+    iteration: Annotated[int, Field(ge=1)]
+    first: Annotated[int, Field(ge=0)]
+    second: Annotated[int, Field(ge=0)]
+    """`Candidate.index` of the response that was shown as A, and as B."""
+    texts: str
+    """Digest of both texts (`Pair.texts`)."""
+    verdict: Verdict | None
+    """None: the person could not tell."""
+    annotator: Annotated[str, Field(min_length=1)]
+    flaw_in: Side | None = None
+    false_sentence: Marked | None = None
+    flaw: Flaw | None = None
+    """None: the person did not say."""
+    seconds: Annotated[float, Field(ge=0)] | None = None
+    """How long the person looked."""
+    at: str = ""
+    """When it was said (UTC, ISO 8601)."""
+
+    @property
+    def key(self) -> Key:
+        """The pair."""
+        return Key(self.iteration, self.sample_id, *sorted((self.first, self.second)))
+
+    @property
+    def sign(self) -> int | None:
+        """+1 the candidate with the lower number is better, -1 the other, 0 equal."""
+        if self.verdict is None:
+            return None
+        return SIGN[self.verdict] * (1 if self.first < self.second else -1)
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a file of labels holds."""
+
+    labels: tuple[Label, ...]
+    """The last ones of each person about each pair."""
+    replaced: int
+    """Earlier ones that they took the place of."""
+    torn: bool
+    """Whether the last line is unfinished."""
+
+
+class LabelFile:
+    """The file of labels of a run. Threads and processes may share it."""
+
+    def __init__(self, run: Path) -> None:
+        """Name the run; nothing is read or written yet."""
+        self.path = run / "audit" / "labels.jsonl"
+
+    def read(self) -> Found:
+        """All labels; none where there is no file.
+
+        Raises:
+            StoreError: the file cannot be read.
+            SelfcalError: a line is no label.
+        """
+        with explained("read", self.path):
+            data = self.path.read_bytes() if self.path.exists() else b""
+        *lines, rest = data.split(b"\n")
+        found = [self._parse(line, n) for n, line in enumerate(lines, start=1) if line.strip()]
+        last = _tried(rest)
+        if last is not None:
+            found.append(last)
+        latest = {(label.annotator, label.key): label for label in found}
+        return Found(
+            tuple(latest.values()), len(found) - len(latest), last is None and bool(rest.strip())
+        )
+
+    def append(self, label: Label) -> None:
+        """Add a label; it is on the disk when this returns.
+
+        Raises:
+            StoreError: the system refused, or another process does not give the lock back.
+        """
+        line = label.model_dump_json().encode() + b"\n"
+        with explained("write", self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(self.path.with_name(".labels.lock"), timeout=_WAIT):
+                if not self.path.exists():
+                    write_bytes(self.path, b"")  # syncs the folder, too
+                with self.path.open("r+b") as file:
+                    self._mend(file)
+                    file.write(line)
+                    file.flush()
+                    os.fsync(file.fileno())
+
+    def _mend(self, file: BinaryIO) -> None:
+        """Go to the file's end, where a line begins."""
+        data = file.read()
+        whole = data.rfind(b"\n") + 1
+        rest = data[whole:]
+        if _tried(rest) is not None:  # an editor left out the last line's end
+            file.write(b"\n")
+        elif rest:
+            aside = self.path.with_name("labels.torn")
+            before = aside.read_bytes() if aside.exists() else b""
+            write_bytes(aside, before + rest + b"\n")
+            file.truncate(whole)
+            file.seek(whole)
+
+    def _parse(self, line: bytes, number: int) -> Label:
+        try:
+            return Label.model_validate_json(line)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            where = ".".join(map(str, first["loc"]))
+            raise SelfcalError(
+                f"{self.path}: line {number}: {where + ': ' if where else ''}{first['msg']}; "
+                "correct the line or delete it"
+            ) from error
+
+
+def _tried(line: bytes) -> Label | None:
+    try:
+        return Label.model_validate_json(line)
+    except ValidationError:
+        return None
+
+
+def annotators(labels: Iterable[Label]) -> list[str]:
+    """Who labelled, in the order of their first labels."""
+    return list(dict.fromkeys(label.annotator for label in labels))
+
+
+def annotator_name(given: str) -> str:
+    """A name as it is written into labels.
+
+    Raises:
+        SelfcalError: it is empty, too long, or has characters that cannot be seen.
+    """
+    name = " ".join(unicodedata.normalize("NFC", given).split())
+    if not name or len(name) > _LONGEST_NAME or safe(name) != name:
+        raise SelfcalError(
+            f"the name {name[:_LONGEST_NAME]!r} cannot be used: give 1 to {_LONGEST_NAME} visible "
+            "characters"
+        )
+    return name
