@@ -772,6 +772,7 @@ def test_compare(world: World, tmp_path: Path) -> None:
     assert [p["better"] for p in data["pairs"]] == [0.5, 0.5]
     assert data["costs"][1]["tokens"] == 50  # taken over, yet counted for both
     assert (out / "compare.md").exists()
+    assert f"selfcal report {out}/runs/b/seed-1" in (out / "compare.html").read_text()
     assert (out / "figures" / "differences.svg").exists()
     again = call("compare", *files, "--seeds", "0,1", "--out", out, "--baseline", "b")
     assert "b, seed 1: was finished before" in again.output

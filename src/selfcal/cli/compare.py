@@ -77,7 +77,7 @@ def compare(
         raise typer.Exit(1)
 
 
-FILES = ("compare.md", "compare.json", "figures")
+FILES = ("compare.html", "compare.md", "compare.json", "figures")
 
 
 def _changes(overrides: Sequence[str], budget: int | None, threads: int | None) -> list[str]:
@@ -92,6 +92,7 @@ def _compare(runner: Runner, baseline: str, split: str, failures: Sequence[Failu
     """Compare what is finished, and write it."""
     from selfcal.compare.collect import read_outcomes
     from selfcal.compare.report import as_json, compare
+    from selfcal.report.comparison import write_comparison
     from selfcal.store import write_json
     from selfcal.view.compare import write_markdown
     from selfcal.view.figures import write_figures
@@ -99,7 +100,8 @@ def _compare(runner: Runner, baseline: str, split: str, failures: Sequence[Failu
     out, names = runner.place.out, [r.name for r in runner.recipes]
     outcomes = read_outcomes(runner.place, runner.recipes, runner.seeds, split)
     found = compare(outcomes, names, baseline, split, failures)
-    markdown, data, figures = (out / name for name in FILES)
+    page, markdown, data, figures = (out / name for name in FILES)
     write_json(data, as_json(found))
     write_markdown(markdown, found, write_figures(figures, found))
+    write_comparison(page, found, runner.place)
     return found

@@ -112,7 +112,9 @@ def _show_end(run: Path) -> None:
     data = {p.stage.name: p.folder for p in pipeline.locate(recipe, run)}.get("data")
     example = data.read("calibration", Sample)[:1] if data and data.has("calibration", 0) else []
     sample_id = example[0].id if example else "SAMPLE_ID"
-    looks = f"{command('results', run)}, {command('trace', run, sample_id)}"
+    looks = ", ".join(
+        [command("report", run), command("results", run), command("trace", run, sample_id)]
+    )
     screen.print(f"The run lies in {run}. Look at it: {looks}", soft_wrap=True)
 
 

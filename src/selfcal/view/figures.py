@@ -1,7 +1,7 @@
 """A comparison in, three drawings (SVG) out: differences, paths over the checkpoints, and cost.
 
 Everything is named where it is drawn. Colours are those of Okabe and Ito, which colour-blind
-readers tell apart; names and markers say the same without them.
+readers tell apart; names and markers say the same without them. Pages draw in the same style.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ from __future__ import annotations
 import io
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,9 @@ from selfcal.store import write_bytes
 from selfcal.view.compare import PATHS
 from selfcal.view.text import large, safe
 
-_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
-_MARKERS = "osD^vP*X"
-_GREY = "#666666"
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+MARKERS = "osD^vP*X"
+GREY, FAINT = "#666666", "#cccccc"
 _COLUMNS = 3
 """Panels side by side."""
 _STYLE = {
@@ -35,22 +36,23 @@ _STYLE = {
 }
 
 
+@contextmanager
+def drawing(settings: Mapping[str, Any] | None = None) -> Iterator[None]:
+    """While figures are made and saved: our style, and these settings of matplotlib over it."""
+    import matplotlib
+
+    with matplotlib.rc_context({**_STYLE, **(settings or {})}), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a name with letters that the font does not have
+        yield
+
+
 def write_figures(folder: Path, found: Comparison) -> list[Path]:
     """Write the drawings that there are figures for; returns their paths."""
-    import matplotlib
-    from matplotlib.figure import Figure
-
     metrics = [m for m in PATHS if m in found.metrics]
-    drawings: dict[str, Callable[[Comparison, Sequence[str], Callable[..., Any]], Any]] = {
-        "differences": _differences,
-        "checkpoints": _checkpoints,
-        "cost": _cost,
-    }
     made = []
-    with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a name with letters that the font does not have
-        for name, draw in drawings.items():
-            figure = draw(found, metrics, Figure)
+    with drawing():
+        for name in DRAWINGS:
+            figure = draw(name, found, metrics)
             if figure is not None:
                 made.append(folder / f"{name}.svg")
                 data = io.BytesIO()
@@ -59,10 +61,17 @@ def write_figures(folder: Path, found: Comparison) -> list[Path]:
     return made
 
 
+def draw(name: str, found: Comparison, metrics: Sequence[str]) -> Any:
+    """One of `DRAWINGS`, of these metrics, as a matplotlib figure; None without figures for it."""
+    from matplotlib.figure import Figure
+
+    return DRAWINGS[name](found, metrics, Figure)
+
+
 def _look(found: Comparison, recipe: str) -> tuple[str, str]:
     """A recipe's colour and marker, the same in all drawings."""
     i = found.recipes.index(recipe)
-    return _COLORS[i % len(_COLORS)], _MARKERS[i % len(_MARKERS)]
+    return COLORS[i % len(COLORS)], MARKERS[i % len(MARKERS)]
 
 
 def _panels(
@@ -85,7 +94,7 @@ def _differences(found: Comparison, metrics: Sequence[str], new: Callable[..., A
         return None
     figure, panels = _panels(new, metrics, (3.3, 0.45 * len(recipes) + 1.0), sharey=True)
     for axes, metric in zip(panels, metrics, strict=True):
-        axes.axvline(0, color=_GREY, linewidth=0.8)
+        axes.axvline(0, color=GREY, linewidth=0.8)
         for y, recipe in enumerate(recipes):
             d = found.difference(recipe, "all", metric)
             if d is None:
@@ -202,3 +211,10 @@ def _cost(found: Comparison, metrics: Sequence[str], new: Callable[..., Any]) ->
 
 def _words(metric: str) -> str:
     return metric.replace("_", " ")
+
+
+DRAWINGS: dict[str, Callable[[Comparison, Sequence[str], Callable[..., Any]], Any]] = {
+    "differences": _differences,
+    "checkpoints": _checkpoints,
+    "cost": _cost,
+}
