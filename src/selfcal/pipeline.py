@@ -11,10 +11,11 @@ import os
 import random
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from selfcal import clock
 from selfcal.errors import SelfcalError, StoreError
@@ -22,10 +23,20 @@ from selfcal.lock import LOCK_FILES, RunLock
 from selfcal.methods import load_method
 from selfcal.policy import model_digest
 from selfcal.prompts import texts
-from selfcal.recipe import Data, Endpoint, FileTeacher, Local, Recipe, Settings
+from selfcal.recipe import (
+    Data,
+    Endpoint,
+    FileLabels,
+    FileTeacher,
+    Judge,
+    Labels,
+    Local,
+    Recipe,
+    Settings,
+)
+from selfcal.reporting import Both, Reporter, Silent
 from selfcal.stage import Stage, Work
 from selfcal.store import (
-    JSON,
     MANIFEST,
     PARTIAL,
     StageDir,
@@ -34,6 +45,7 @@ from selfcal.store import (
     read_json,
     write_json,
 )
+from selfcal.tracking import Tracked, Watch, check
 from selfcal.types import Result
 
 S = TypeVar("S", bound=Settings)
@@ -41,38 +53,6 @@ RECIPE_FILE = "recipe.json"
 PROFILE_FILE = "profile.json"
 FORMAT = 6
 """Version of what stages write; part of every fingerprint."""
-
-
-class Reporter(Protocol):
-    """Who is told how a run goes."""
-
-    def begins(self, stage: Stage, number: int, of: int) -> None:
-        """A stage starts."""
-
-    def moves(self, done: int, total: int) -> None:
-        """A stage got on."""
-
-    def ends(self, stage: Stage, stats: Mapping[str, JSON], seconds: float) -> None:
-        """A stage is done."""
-
-    def skips(self, stage: Stage, reused: bool) -> None:
-        """A stage was done before, here or in a run that is reused."""
-
-
-class Silent:
-    """A reporter that says nothing."""
-
-    def begins(self, stage: Stage, number: int, of: int) -> None:
-        """Nothing."""
-
-    def moves(self, done: int, total: int) -> None:
-        """Nothing."""
-
-    def ends(self, stage: Stage, stats: Mapping[str, JSON], seconds: float) -> None:
-        """Nothing."""
-
-    def skips(self, stage: Stage, reused: bool) -> None:
-        """Nothing."""
 
 
 @dataclass(frozen=True)
@@ -110,20 +90,20 @@ def plan(recipe: Recipe) -> list[Stage]:
 def pin(recipe: Recipe) -> Recipe:
     """The recipe with all that fingerprints depend on and that lies outside of it.
 
-    That is the digests of local models, of data files and of a teacher's file, and the texts of
-    prompts that it names by file: a run keeps them, so that it can be looked at when the files are
-    gone.
+    That is the digests of local models, of data files and of a teacher's or a label giver's file,
+    and the texts of prompts that it names by file: a run keeps them, so that it can be looked at
+    when the files are gone.
 
     Raises:
         SelfcalError: a digest that the recipe names is not that of the model or the file, or a
-            prompt cannot be used.
+            prompt or a file of labels cannot be used.
     """
     for name in ("policy", "judge", "reward"):
         part = getattr(recipe, name)
         pinned = part.model_copy(update={"digest": _digest(name, part)})
         recipe = recipe.model_copy(update={name: pinned})
     judge, measure = recipe.judge, recipe.evaluate
-    labels = _pinned(judge.labels, "judge.labels", "labels")
+    labels = _counted(_pinned(judge.labels, "judge.labels", "labels"), judge)
     marker = _pinned(measure.marker, "evaluate.marker", "marker") if measure.marker else None
     return recipe.model_copy(
         update={
@@ -138,7 +118,7 @@ def pin(recipe: Recipe) -> Recipe:
 def _pinned(settings: S, place: str, who: str) -> S:
     """The settings of one who is asked, pinned; `who`: as its prompts are found."""
     update: dict[str, Any] = {}
-    if isinstance(settings, Local | FileTeacher):
+    if isinstance(settings, Local | FileTeacher | FileLabels):
         update["digest"] = _digest(place, settings)
     if isinstance(settings, Endpoint | Local):
         read = texts(who, settings.prompts, f"{place}.prompts")
@@ -146,9 +126,23 @@ def _pinned(settings: S, place: str, who: str) -> S:
     return settings.model_copy(update=update)
 
 
+def _counted(labels: Labels, judge: Judge) -> Labels:
+    """The labels; those of a file checked and counted, before anything is run."""
+    if not isinstance(labels, FileLabels):
+        return labels
+    path = Path(labels.path)
+    if labels.pairs is not None and not path.is_file():
+        return labels  # of a run whose file is gone
+    from selfcal.judge.label_file import read_label_file, split_labels
+
+    pairs = read_label_file(path, judge.sees).pairs
+    split_labels(path, pairs, judge.holdout)
+    return labels.model_copy(update={"pairs": len(pairs)})
+
+
 def _digest(place: str, part: Any) -> str | None:
     """The digest of a local model, or of a file; as it was given where there is none here."""
-    if isinstance(part, FileTeacher):
+    if isinstance(part, FileTeacher | FileLabels):
         key, name, path = "path", part.path, Path(part.path)
         found = file_digest(path) if path.is_file() else None
     else:
@@ -219,22 +213,52 @@ def execute(
         SelfcalError: another process works in the folder, or a stage failed in a foreseen way.
     """
     tell, recipe = reporter or Silent(), pin(recipe)
+    check(recipe)
     clock.exact = profile
     planned = locate(recipe, run)
     _refuse_foreign(run)
     with RunLock(run):
         write_json(run / RECIPE_FILE, {"format": FORMAT, "recipe": recipe.model_dump(mode="json")})
-        folders = {p.stage.name: p.folder for p in planned}
-        for number, p in enumerate(planned, start=1):
-            if p.folder.done:
-                tell.skips(p.stage, reused=False)
-            elif _reuse(p, run, reuse):
-                tell.skips(p.stage, reused=True)
-            else:
-                tell.begins(p.stage, number, len(planned))
-                seconds = _perform(recipe, run, p, folders, tell)
-                if profile:
-                    _note_profile(run, p, seconds)
+        with _tracked(recipe, run, planned, tell) as tell:
+            _go_through(recipe, run, planned, tell, reuse, profile)
+
+
+@contextmanager
+def _tracked(
+    recipe: Recipe, run: Path, planned: Sequence[Planned], tell: Reporter
+) -> Iterator[Reporter]:
+    """Who is told, and the recipe's tracker beside, where it names one."""
+    if recipe.tracking == "none":
+        yield tell
+        return
+    stages = [(p.stage, p.folder) for p in planned]
+    watch = Watch(Tracked(recipe.tracking, run, recipe), stages)
+    try:
+        yield Both(tell, watch)
+    finally:
+        watch.close()
+
+
+def _go_through(
+    recipe: Recipe,
+    run: Path,
+    planned: Sequence[Planned],
+    tell: Reporter,
+    reuse: Sequence[Path],
+    profile: bool,
+) -> None:
+    """Do the stages that are not done, in their order."""
+    folders = {p.stage.name: p.folder for p in planned}
+    for number, p in enumerate(planned, start=1):
+        if p.folder.done:
+            tell.skips(p.stage, reused=False)
+        elif _reuse(p, run, reuse):
+            tell.skips(p.stage, reused=True)
+        else:
+            tell.begins(p.stage, number, len(planned))
+            seconds = _perform(recipe, run, p, folders, tell)
+            if profile:
+                _note_profile(run, p, seconds)
 
 
 def _note_profile(run: Path, p: Planned, seconds: float) -> None:
@@ -328,8 +352,11 @@ def open_run(run: Path) -> Recipe:
     if not (run / RECIPE_FILE).exists():
         raise StoreError(f"{run} is no run of selfcal: it has no {RECIPE_FILE}")
     try:
-        return Recipe.model_validate(read_json(run / RECIPE_FILE)["recipe"])
-    except (ValueError, KeyError, TypeError) as error:
+        values = read_json(run / RECIPE_FILE)["recipe"]
+        if isinstance(own := values.get("evaluate"), dict):
+            own.setdefault("followed", 0)  # nothing was, in runs from before it
+        return Recipe.model_validate(values)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise StoreError(f"{run / RECIPE_FILE}: cannot be read; run the recipe again") from error
 
 

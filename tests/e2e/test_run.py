@@ -149,8 +149,12 @@ def test_every_checkpoint_is_another_and_measured_on_all_samples(undisturbed: Un
             samples = read(r, run, "data", split, Sample)
             responses = read(r, run, f"eval/{checkpoint}", split, Response)
             assert [x.sample_id for x in responses] == [s.id for s in samples]
+        followed = read(r, run, f"eval/{checkpoint}", "calibration", Response)
+        asked = read(r, run, "data", "calibration", Sample)
+        assert [x.sample_id for x in followed] == [s.id for s in asked]  # 24, fewer than 50
     found = results(run)
     assert list(dict.fromkeys(x.checkpoint for x in found)) == ["seed", "rft", "iter-1", "iter-2"]
+    assert {x.split for x in found} == {"dev", "test"}  # what is followed is measured nowhere
     accuracy = [x for x in found if x.metric == "answer_accuracy" and x.category == "all"]
     assert [(x.checkpoint, x.split, x.n) for x in accuracy] == [
         (c, s, 8) for c in ("seed", "rft", "iter-1", "iter-2") for s in ("dev", "test")

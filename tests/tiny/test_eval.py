@@ -21,7 +21,7 @@ from selfcal.recipe import LocalMarker, Recipe
 from selfcal.stage import Work
 from selfcal.store import StageDir
 from selfcal.testing import tiny_samples
-from selfcal.types import Result, Sample
+from selfcal.types import Response, Result, Sample
 
 MODEL = "miniworld:mini-llava"
 
@@ -193,10 +193,16 @@ def test_a_run_measures_estimates_where_no_verifier_knows(
     for one in (data, folder):
         one.open()
     data.write_shard("test", 0, questions[:4], Sample)
+    prompts = [replace(s, answer="") for s in questions[4:6]]
+    data.write_shard("calibration", 0, prompts, Sample)
     figures = stage.run(Work(tmp_path, stage, folder, {"data": data}, seed=0))
     found = {r.metric: r for r in folder.read("results", Result) if r.category == "all"}
     assert found["marker_unscored"].value == 1 and found["marker_unscored"].n == 4
     assert found["unreadable"].value == 0
+    # what is followed is answered, and neither measured nor marked
+    assert [r.sample_id for r in folder.read("calibration", Response)] == [s.id for s in prompts]
+    assert {r.split for r in folder.read("results", Result)} == {"test"}
+    assert folder.has("marks-test", 0) and not folder.has("marks-calibration", 0)
     assert "rationale_soundness" not in found  # only the verifier's has that name
     assert "answer_accuracy" in figures and "marker_agreement" not in figures  # it is no number
     without = recipe.model_copy(

@@ -31,8 +31,9 @@ def test_cost_is_counted_from_the_recipe() -> None:
         }
     )
     cost = count(recipe, pipeline.plan(recipe))
-    # 4 checkpoints on 7 samples; 10 + 2 x 20 searches of 3 x 2 paths of 4 x 10 tokens
-    assert cost.tokens == 4 * 7 * 100 + 50 * 240
+    # 4 checkpoints on 7 samples and all 20 of calibration, which are fewer than are followed;
+    # 10 + 2 x 20 searches of 3 x 2 paths of 4 x 10 tokens
+    assert cost.tokens == 4 * (7 + 20) * 100 + 50 * 240
     # 2 x 20 samples of 3 x 2 ordered pairs; both orders of a fifth of 20 pairs
     assert cost.comparisons == 40 * 6 + 2 * 4
     assert cost.steps == 5 + 7 + 2 * 11
@@ -51,6 +52,18 @@ SMALL = {
     "evaluate": {"splits": [], "max_new_tokens": 100},
 }
 """A tree has 4 x 2 paths of 5 x 10 tokens at most: 400."""
+
+
+def test_followed_samples_are_counted_with_the_measured_ones() -> None:
+    def sizes(**evaluate: int) -> list[int]:
+        recipe = Recipe.model_validate(
+            SMALL | {"iterations": 1, "evaluate": {"splits": ["dev"], **evaluate}}
+        )
+        return [s.size for s in pipeline.plan(recipe) if s.name.startswith("eval/")]
+
+    assert sizes(followed=0) == [3, 3]
+    assert sizes(followed=5) == [8, 8]
+    assert sizes(followed=21) == [23, 23]  # there are but 20
 
 
 def cost_of(**more: Any) -> Cost:

@@ -438,6 +438,8 @@ CHANGES: dict[str, list[str]] = {
     "dpo.beta=0.5": [*FIRST[3:], *LATER],
     "dpo.micro_batch_size=2": [*FIRST[3:], *LATER],  # its SFT term is a mean over one
     "evaluate.max_new_tokens=7": ["eval/seed", "eval/rft", "eval/iter-1", "eval/iter-2"],
+    "evaluate.followed=7": ["eval/seed", "eval/rft", "eval/iter-1", "eval/iter-2"],
+    "tracking=tensorboard": [],  # it looks on
 }
 
 

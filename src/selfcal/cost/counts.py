@@ -177,7 +177,7 @@ def count(recipe: Recipe, stages: Sequence[Stage]) -> Cost:
         else 0,
         steps=sum(s.size for s in stages if s.unit == "steps"),
         dpo_rows=sum(rows.values()),  # a second try is for samples that got no pair
-        requests=sum(s.size * requests_of(recipe, s) for s in stages),
+        requests=sum(_asking(s) * requests_of(recipe, s) for s in stages),
     )
 
 
@@ -258,6 +258,11 @@ def requests_of(recipe: Recipe, stage: Stage) -> int:
     teacher = of_teacher.get(what, 0) if recipe.teacher.kind == "endpoint" else 0
     labels = of_labels.get(what, 0) if recipe.judge.labels.kind == "endpoint" else 0
     return teacher + labels + _judged(recipe, stage) + _marked(recipe, stage)
+
+
+def _asking(stage: Stage) -> int:
+    """Items of a stage that requests are sent for: responses that are followed are not marked."""
+    return stage.size - int(_settings(stage).get("followed", 0))
 
 
 def _judged(recipe: Recipe, stage: Stage) -> int:

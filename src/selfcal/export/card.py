@@ -144,7 +144,8 @@ def _origin(source: Source) -> list[tuple[str, str]]:
 def _judge(recipe: Recipe) -> str:
     judge = recipe.judge
     if judge.kind == "rscorer":
-        return f"{_public(judge.model)}, trained on labels by {_who(judge.labels)}"
+        labels = "of a file" if judge.labels.kind == "file" else f"by {_who(judge.labels)}"
+        return f"{_public(judge.model)}, trained on labels {labels}"
     return _who(judge.endpoint) if judge.endpoint else judge.kind
 
 

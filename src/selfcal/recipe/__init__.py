@@ -13,6 +13,7 @@ from selfcal.recipe.settings import (
     EndpointMarker,
     EndpointTeacher,
     Evaluate,
+    FileLabels,
     FileTeacher,
     Grpo,
     Judge,
@@ -41,9 +42,9 @@ from selfcal.recipe.settings import (
 
 __all__ = [
     "Curate", "Data", "Dpo", "Endpoint", "EndpointLabels", "EndpointMarker", "EndpointTeacher",
-    "Evaluate", "FileTeacher", "Grpo", "Judge", "JudgeEndpoint", "JudgeTraining", "Labels", "Local",
-    "LocalLabels", "LocalMarker", "LocalTeacher", "Lora", "Marker", "MiniWorldTeacher", "Policy",
-    "Recipe", "RecipeError", "Reward", "Rft", "Search", "Server", "Settings", "Source", "Teacher",
-    "Training", "VerifierLabels", "explain", "load_recipe", "nearest",
-    "read_configuration",
+    "Evaluate", "FileLabels", "FileTeacher", "Grpo", "Judge", "JudgeEndpoint", "JudgeTraining",
+    "Labels", "Local", "LocalLabels", "LocalMarker", "LocalTeacher", "Lora", "Marker",
+    "MiniWorldTeacher", "Policy", "Recipe", "RecipeError", "Reward", "Rft", "Search", "Server",
+    "Settings", "Source", "Teacher", "Training", "VerifierLabels", "explain", "load_recipe",
+    "nearest", "read_configuration",
 ]  # fmt: skip

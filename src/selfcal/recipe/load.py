@@ -12,7 +12,7 @@ import yaml
 from pydantic import ValidationError
 
 from selfcal.errors import SelfcalError
-from selfcal.recipe.settings import Recipe, Settings, Training
+from selfcal.recipe.settings import Recipe, Settings, Training, in_full
 
 
 class RecipeError(SelfcalError):
@@ -90,6 +90,8 @@ def _read(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
         raise RecipeError(f"{path}: not valid YAML: {_yaml_place(error)}") from error
     if not isinstance(values, dict):
         raise RecipeError(f"{path}: a recipe is a mapping of keys to values, this is not one")
+    if isinstance(judge := values.get("judge"), dict) and "labels" in judge:
+        judge["labels"] = in_full(judge["labels"])
     base = values.pop("base", None)
     if base is None:
         return values
@@ -157,6 +159,8 @@ def _override(values: dict[str, Any], override: str) -> None:
             raise RecipeError(f"--set {override!r}: {parent} holds a value, not settings")
         at = below
     place = ".".join(parents)
+    if (place, last) == ("judge", "labels"):
+        value = in_full(value)
     if last == "kind" and place in _BY_KIND and at.get("kind", _BY_KIND[place]) != value:
         at.clear()
     at[last] = value

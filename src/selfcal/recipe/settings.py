@@ -28,6 +28,11 @@ def _kind(default: str) -> Callable[[Any], Any]:
     return lambda given: {"kind": default, **given} if isinstance(given, dict) else given
 
 
+def in_full(given: Any) -> Any:
+    """Settings of kind `file` that a recipe spells as the file's path alone."""
+    return {"kind": "file", "path": given} if isinstance(given, str) else given
+
+
 class Source(Settings):
     """One data file, or dataset folder, of several that are mixed."""
 
@@ -372,12 +377,25 @@ class LocalLabels(Local):
     kind: Literal["local"] = "local"
 
 
+class FileLabels(Settings):
+    """Verdicts on pairs of responses that are there already, such as people's."""
+
+    kind: Literal["file"] = "file"
+    path: Annotated[str, Field(min_length=1)]
+    """A .jsonl or .parquet file with a row a pair (docs/judge.md)."""
+    digest: str | None = None
+    """Of the file. Filled in when a run starts; named here, it must be this one."""
+    pairs: Count | None = None
+    """Its usable pairs. Filled in when a run starts."""
+
+
 Labels = Annotated[
-    VerifierLabels | EndpointLabels | LocalLabels,
+    VerifierLabels | EndpointLabels | LocalLabels | FileLabels,
     Field(discriminator="kind"),
     BeforeValidator(_kind("verifier")),
+    BeforeValidator(in_full),
 ]
-"""Who gives the R-Scorer its training verdicts."""
+"""Who gives the R-Scorer its training verdicts; a path alone means a file of them."""
 
 
 class JudgeEndpoint(Endpoint):
@@ -487,6 +505,9 @@ class Evaluate(Settings):
     splits: tuple[Literal["dev", "test"], ...] = ("dev", "test")
     batch_size: Positive = 64
     max_new_tokens: Positive = 512
+    followed: Count = 50
+    """Calibration samples that every checkpoint answers as well, so that answers can be read before
+    and after the iteration that trained on them. They are part of no result, and are not marked."""
     marker: Marker | None = None
     """Who marks the flaws of rationales where no verifier knows the truth; None: they are not
     measured."""
@@ -516,6 +537,9 @@ class Recipe(Settings):
     evaluate: Evaluate = Evaluate()
     options: dict[str, Any] = Field(default_factory=dict)
     """Settings of the method's own, by its class `Options`."""
+    tracking: Literal["none", "tensorboard", "wandb", "trackio"] = "none"
+    """Where figures of stages and trainings are sent while a run goes (docs/tracking.md). Does not
+    change what is computed."""
     budget: Positive | None = None
     """Tokens that calibration may generate, in equal parts for each iteration; None: no limit."""
     threads: Positive | None = None

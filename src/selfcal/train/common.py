@@ -15,6 +15,7 @@ from selfcal.clock import spent
 from selfcal.errors import SelfcalError
 from selfcal.policy import ModelError, Policy, load_policy, pick_device
 from selfcal.recipe import Training, read_configuration
+from selfcal.tracking import Tracked, followed
 from selfcal.types import Drop
 
 if TYPE_CHECKING:
@@ -52,6 +53,8 @@ class Run:
     attention: str | None = None
     chat_template: str | None = None
     trust_remote_code: bool = False
+    tracked: Tracked | None = None
+    """Where the training's figures are sent; its line is named by the folder, within the run."""
 
 
 def four_bit(settings: Training) -> bool:
@@ -148,10 +151,19 @@ def arguments(settings: Training, run: Run, rows: int) -> dict[str, Any]:
         "save_strategy": "steps" if settings.save_steps else "no",
         "save_steps": settings.save_steps or 500,
         "save_total_limit": 1,
-        "report_to": "none",
+        **_report(run.tracked),
         "disable_tqdm": True,
         "dataloader_pin_memory": False,
     } | _memory(settings, run)
+
+
+def _report(tracked: Tracked | None) -> dict[str, Any]:
+    """To whom TRL reports."""
+    if tracked is None:
+        return {"report_to": "none"}
+    # else each training that is sent to a Space would end in a Space of its own
+    alone = {"trackio_static_space_id": False} if tracked.kind == "trackio" else {}
+    return {"report_to": tracked.kind, **alone}
 
 
 def _memory(settings: Training, run: Run) -> dict[str, Any]:
@@ -210,8 +222,9 @@ def finish(
 
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(_watch(run))
-    with spent("training"):
-        outcome = trainer.train(resume_from_checkpoint=last_checkpoint(run.out / "trl"))
+    last = last_checkpoint(run.out / "trl")
+    with followed(trainer, run.tracked, run.out, step_of(last)), spent("training"):
+        outcome = trainer.train(resume_from_checkpoint=last)
     model = trainer.accelerator.unwrap_model(trainer.model)
     if not _finite(model.parameters()):
         raise _diverged(run, _NOT_FINITE)
@@ -257,6 +270,11 @@ def last_checkpoint(trl: Path) -> str | None:
     found = [p.parent for p in trl.glob("checkpoint-*/trainer_state.json")]
     newest = max(found, key=lambda p: int(p.name.removeprefix("checkpoint-")), default=None)
     return None if newest is None else str(newest)
+
+
+def step_of(checkpoint: str | None) -> int:
+    """The optimizer step of one of TRL's checkpoints; 0 without one."""
+    return 0 if checkpoint is None else int(checkpoint.rpartition("-")[2])
 
 
 def _diverged(run: Run, what: str) -> TrainingError:

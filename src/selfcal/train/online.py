@@ -26,6 +26,7 @@ from selfcal.train.common import (
     arguments,
     last_checkpoint,
     starting_point,
+    step_of,
 )
 from selfcal.train.policy import fitting, lengths, tune
 from selfcal.types import Rollout, Sample
@@ -208,8 +209,7 @@ def _trainer(epochs: int) -> Any:
 
 def _resumed(run: Run) -> int:
     """The optimizer step that a training resumes at."""
-    last = last_checkpoint(run.out / "trl")
-    return 0 if last is None else int(last.rpartition("-")[2])
+    return step_of(last_checkpoint(run.out / "trl"))
 
 
 def _replay(kept: Iterable[Sequence[Rollout]], grading: Grading, rows: Sequence[Sample]) -> None:

@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from selfcal.policy import SHIPPED, ModelError, model_path
+from selfcal.tracking import PACKAGES
 from selfcal.view.text import amount, safe
 
 Mark = Literal["✓", "!", "✗"]
@@ -25,6 +26,7 @@ _GIB = 2**30
 _MODELS = ("mini-llava", "mini-judge", "mini-clip")
 _OPTIONAL = {
     "ray": "runs on several machines; pip install ray",
+    **dict.fromkeys(PACKAGES, "tracking by it; pip install 'selfcal[tracking]'"),
     "torchvision": "the image processors of some models; pip install torchvision",
 }
 

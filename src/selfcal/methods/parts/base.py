@@ -202,12 +202,14 @@ def _spender(work: Work) -> str:
 
 def training_run(recipe: Recipe, work: Work) -> Run:
     """Where and how a training of this stage runs."""
+    from selfcal.tracking import Tracked
     from selfcal.train import Run
 
-    p = recipe.policy
+    p, kind = recipe.policy, recipe.tracking
+    tracked = None if kind == "none" else Tracked(kind, work.run, recipe)
     return Run(
         work.out, work.integer_seed(), p.device, p.dtype, work.progress, p.attention,
-        p.chat_template, p.trust_remote_code,
+        p.chat_template, p.trust_remote_code, tracked,
     )  # fmt: skip
 
 

@@ -58,7 +58,8 @@ def facts(recipe: Recipe) -> list[Stage]:
     """The stage of that name, if this recipe has one."""
     if told(recipe) == "data":
         return []
-    n = trained_on(recipe) if recipe.judge.kind == "rscorer" else 0
+    asks = recipe.judge.kind == "rscorer" and recipe.judge.labels.kind != "file"
+    n = trained_on(recipe) if asks else 0
 
     def run(work: Work) -> Mapping[str, JSON]:
         who = teacher_of(recipe, work)

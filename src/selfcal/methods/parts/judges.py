@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from selfcal.methods.parts.asked import asked, at_once, prompts_of, said_by
@@ -24,7 +25,7 @@ from selfcal.methods.parts.base import (
 )
 from selfcal.methods.parts.facts import facts, insist_on_facts, told
 from selfcal.methods.parts.search import search_samples, search_settings
-from selfcal.recipe import Recipe, RecipeError
+from selfcal.recipe import FileLabels, Recipe, RecipeError
 from selfcal.stage import Shards, Stage, Work, count_drops
 from selfcal.store import JSON
 from selfcal.types import Candidate, Drop, LabelledPair, Readings, Sample, Way
@@ -144,15 +145,26 @@ def r_scorer(recipe: Recipe) -> list[Stage]:
 
 
 def labelled(recipe: Recipe) -> list[Stage]:
-    """Facts where there are none, candidates of training samples, and labelled pairs of them."""
+    """Facts where there are none, candidates of training samples, and labelled pairs of them.
+
+    A file of labelled pairs takes the place of the candidates.
+    """
+    if isinstance(recipe.judge.labels, FileLabels):
+        return [*facts(recipe), _labels_of_file(recipe, recipe.judge.labels)]
     return [*facts(recipe), candidates_of_training(recipe), _labels(recipe)]
 
 
 def label_giver(recipe: Recipe, work: Work) -> LabelGiver:
-    """Who gives the training verdicts."""
+    """Who gives the training verdicts.
+
+    Raises:
+        RecipeError: nobody does: they stand in a file.
+    """
     from selfcal.judge.labels import ChatLabels, VerifierLabels
 
     labels = recipe.judge.labels
+    if isinstance(labels, FileLabels):
+        raise _unable(recipe)
     if labels.kind == "verifier":
         return VerifierLabels(form_of(recipe))
     model = asked(labels, recipe, work, "labels")
@@ -164,9 +176,22 @@ def label_settings(recipe: Recipe, *prompts: str) -> dict[str, Any]:
 
     Raises:
         PromptError: a prompt that the recipe gives cannot be used.
+        RecipeError: a file has the labels, and cannot be asked.
     """
+    if isinstance(recipe.judge.labels, FileLabels):
+        raise _unable(recipe)
     sees = {"sees": True} if recipe.judge.sees else {}
     return said_by(recipe.judge.labels, "labels", *prompts) | sees
+
+
+def _unable(recipe: Recipe) -> RecipeError:
+    why, way_out = f"method {recipe.method!r} asks for labels of its own", "another method"
+    if recipe.judge.calibrate == "each":
+        why, way_out = "judge.calibrate `each` asks for fresh labels", "set that to `once`"
+    return RecipeError(
+        f"recipe {recipe.name}: judge.labels: {why}, which a file of labels cannot give; take "
+        f"kind `endpoint` or `local`, or {way_out}"
+    )
 
 
 def labels_at_once(recipe: Recipe) -> int:
@@ -222,6 +247,32 @@ def _labels(recipe: Recipe) -> Stage:
     return Stage(
         "judge/labels", (told(recipe), "judge/candidates"), depends, run,
         trained_on(recipe), "samples", "label-giving judgments",
+    )  # fmt: skip
+
+
+def _labels_of_file(recipe: Recipe, labels: FileLabels) -> Stage:
+    settings = recipe.judge
+
+    def run(work: Work) -> Mapping[str, JSON]:
+        from selfcal.judge.label_file import read_label_file, split_labels
+        from selfcal.judge.training import balance
+
+        path = Path(labels.path)
+        found = read_label_file(path, settings.sees)
+        train, test = split_labels(path, found.pairs, settings.holdout)
+        balanced = balance(train, work.rng_key())
+        own = {"labelled": found.pairs, "train": balanced, "heldout": test}
+        for name, pairs in own.items():
+            work.write(name, work.stored(pairs), LabelledPair)
+        work.write("drops", found.drops, Drop)
+        drops = count_drops(found.drops)
+        return {"train": len(balanced), "heldout": len(test), "drops": drops}
+
+    own = {"kind": labels.kind, "digest": labels.digest}
+    depends = {"labels": own, "holdout": settings.holdout, "sees": settings.sees}
+    return Stage(
+        "judge/labels", (), depends, run, max(1, labels.pairs or 0), "pairs",
+        "labelled pairs of a file",
     )  # fmt: skip
 
 
@@ -285,4 +336,6 @@ def learned_figures(judge: Judge, pairs: Sequence[LabelledPair]) -> dict[str, JS
 
 
 def _pairs(recipe: Recipe) -> int:
+    if isinstance(recipe.judge.labels, FileLabels):
+        return recipe.judge.labels.pairs or 0
     return trained_on(recipe) * recipe.judge.pairs_per_sample

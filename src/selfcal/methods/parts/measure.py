@@ -17,15 +17,26 @@ from selfcal.store import JSON
 from selfcal.types import Response, Result, Sample
 
 _SHARD = 200
+FOLLOWED = "calibration"
+"""Name of the responses to samples that are followed, and of their split."""
+
+
+def followed_by(recipe: Recipe) -> int:
+    """How many calibration samples every checkpoint answers."""
+    return min(recipe.evaluate.followed, recipe.data.calibration)
 
 
 def evaluate(recipe: Recipe, checkpoint: str, trained: str | None = None) -> Stage:
     """Greedy responses of a checkpoint on dev and test, and all metrics; estimates by a marker.
 
+    The first calibration samples, which is as many of each iteration's, are answered as well: these
+    responses are kept, and measured nowhere.
+
     `trained` is the stage that made the checkpoint; None: the model as it was given.
     """
     settings = recipe.evaluate
-    verified = recipe.data.miniworld
+    verified, followed = recipe.data.miniworld, followed_by(recipe)
+    names, most = (*settings.splits, *([FOLLOWED] if followed else [])), {FOLLOWED: followed}
 
     def run(work: Work) -> Mapping[str, JSON]:
         from selfcal.evaluate import grade, grade_answer, measure, measure_marks
@@ -49,10 +60,10 @@ def evaluate(recipe: Recipe, checkpoint: str, trained: str | None = None) -> Sta
                 else:
                     yield {split: [grade_answer(sample, text, form, cut=not ended)]}
 
-        items = [(split, s) for split in settings.splits for s in work.samples("data", split)]
+        items = [(name, s) for name in names for s in work.samples("data", name)[: most.get(name)]]
         use = greedily(recipe, settings.batch_size, [s for _, s in items])
         with ExitStack() as opened:  # by the first sample that is left, if there is one
-            work.stream(items, _SHARD, dict.fromkeys(settings.splits, Response), answer)
+            work.stream(items, _SHARD, dict.fromkeys(names, Response), answer)
         results: list[Result] = []
         for split in settings.splits:
             responses = work.folder.read(split, Response)
@@ -67,10 +78,10 @@ def evaluate(recipe: Recipe, checkpoint: str, trained: str | None = None) -> Sta
             if r.category == "all" and math.isfinite(r.value)
         }
 
-    n = sum(getattr(recipe.data, s) for s in settings.splits)
+    n = sum(getattr(recipe.data, s) for s in settings.splits) + followed
     inputs = ("data", *reads(trained))
     depends: dict[str, Any] = {"splits": settings.splits, "max_new_tokens": settings.max_new_tokens}
     depends |= {"dtype": recipe.policy.dtype, "verified": verified}
     depends |= given(recipe, trained) | formed(recipe) | backend_of(recipe)
-    depends |= marker_settings(recipe)
+    depends |= marker_settings(recipe) | ({"followed": followed} if followed else {})
     return Stage(f"eval/{checkpoint}", inputs, depends, run, n, "samples", f"measure {checkpoint}")
