@@ -1,10 +1,11 @@
-# The two commands of the README: `make demo` and `make test`. Each sets up what it needs.
+# The two commands of the README: `make demo` and `make test`. Each sets up what it needs; of the system
+# that is Chromium alone, for the tests in a browser, where Debian's packages can be installed.
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 RUN ?= runs/demo
 
-.PHONY: setup demo test lint integrations clean
+.PHONY: setup demo test lint browser integrations clean
 
 setup: $(VENV)/.ready
 
@@ -24,8 +25,21 @@ lint: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-test: lint
-	$(BIN)/python -m pytest
+test: lint browser
+	$(BIN)/python -m pytest -rs
+
+# never fails: without it these tests are skipped, and the summary says so
+browser:
+	@for name in chromium chromium-browser google-chrome; do \
+		if command -v $$name >/dev/null; then exit 0; fi; \
+	done; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		echo "Installing Chromium for the browser tests"; \
+		apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
+			apt-get install -y -qq --no-install-recommends chromium >/dev/null; \
+	fi; \
+	command -v chromium >/dev/null || echo "The browser tests will be skipped: no Chromium" \
+		"(as root: apt-get install chromium; or any chromium, chromium-browser, google-chrome on PATH)"
 
 # the tools next door, each tried with its own loader: lmms-eval in a folder beside selfcal's packages,
 # LLaMA-Factory and ms-swift in an environment of their own, since they insist on other versions
