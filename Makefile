@@ -49,6 +49,7 @@ integrations: setup
 	echo "import site; site.addsitedir('$(abspath $(VENV))/lib/python3.11/site-packages')" > build/trainers/lib/python3.11/site-packages/selfcal.pth
 	$(BIN)/python -m pip --python build/trainers/bin/python install --quiet --no-deps -r tests/integrations/requirements-trainers.txt
 	$(BIN)/python -m pytest tests/integrations
+	PYTHONPATH=.integrations $(BIN)/python -m pytest tests/e2e/test_tracking.py -k trackio
 	build/trainers/bin/python -m pytest tests/integrations/test_export_llamafactory.py tests/integrations/test_export_swift.py
 
 clean:
