@@ -5,7 +5,8 @@
 Writes the report of a finished run with 1,000 samples, opens it in Chromium, and takes
 `report-overview.png` and `report-sample.png`, 1280 pixels wide, each cut where something ends. The
 sample, unless one is named, is the one with the smallest tree of those whose chosen response is
-reliable, whose rejected one says something false, and of whose sentences one at least was pruned.
+reliable, whose rejected one says something false, and of whose sentences one at least was pruned;
+one that the checkpoints answered as well, if there is any.
 
 Needs playwright (a dependency for development) and a Chromium.
 """
@@ -33,21 +34,24 @@ def telling(run: Path) -> str:
     """
     from selfcal.miniworld.verifier import verify
     from selfcal.pipeline import locate, open_run
-    from selfcal.types import PreferencePair, SearchNode
+    from selfcal.types import PreferencePair, Response, SearchNode
 
-    folders = {p.stage.name: p.folder for p in locate(open_run(run), run)}
+    recipe = open_run(run)
+    folders = {p.stage.name: p.folder for p in locate(recipe, run)}
     samples = {s.id: s for s in drawn(run, SAMPLES)["calibration"]}
-    nodes: dict[str, list[SearchNode]] = {}
-    for node in folders["iter-1/candidates"].records("nodes", SearchNode):
-        nodes.setdefault(node.sample_id, []).append(node)
-    fits: dict[str, int] = {}
-    for pair in folders["iter-1/pairs"].records("pairs", PreferencePair):
-        own, tree = samples.get(pair.sample_id), nodes[pair.sample_id]
-        if own is None:
-            continue
-        chosen, rejected = (verify(own, text) for text in (pair.chosen, pair.rejected))
-        if chosen.reliable and rejected.counterfactual and not all(n.kept for n in tree):
-            fits[own.id] = len(tree)
+    followed = {r.sample_id for r in folders["eval/seed"].records("calibration", Response)}
+    fits: dict[str, tuple[bool, int]] = {}
+    for t in range(1, recipe.iterations + 1):
+        nodes: dict[str, list[SearchNode]] = {}
+        for node in folders[f"iter-{t}/candidates"].records("nodes", SearchNode):
+            nodes.setdefault(node.sample_id, []).append(node)
+        for pair in folders[f"iter-{t}/pairs"].records("pairs", PreferencePair):
+            own, tree = samples.get(pair.sample_id), nodes[pair.sample_id]
+            if own is None:
+                continue
+            chosen, rejected = (verify(own, text) for text in (pair.chosen, pair.rejected))
+            if chosen.reliable and rejected.counterfactual and not all(n.kept for n in tree):
+                fits[own.id] = own.id not in followed, len(tree)
     if fits:
         return min(fits, key=lambda name: fits[name])
     raise SystemExit(f"{run}: no sample is like that; name one with --sample")
@@ -93,6 +97,7 @@ def main() -> None:
         page.goto(f"{file.as_uri()}#samples?id={sample}")
         page.wait_for_selector(".detail ul.tree")
         top, end = edge(page, ".panes", "top"), edge(page, ".detail ul.tree", "bottom")
+        page.add_style_tag(content=f".panes ol {{ max-height: {end - top - 120}px !important }}")
         take(page, args.out / "report-sample.png", top - 12, end + 16)
 
 

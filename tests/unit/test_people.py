@@ -655,6 +655,20 @@ def test_two_who_always_say_neutral_have_no_kappa() -> None:
     assert (nothing.kappa.value, nothing.agreement.value, nothing.pairs) == (None, None, 0)
 
 
+def test_few_samples_have_no_interval() -> None:
+    alike = [(str(i), (-1) ** i, (-1) ** i) for i in range(30)]
+    assert cohen(("a", "b"), alike).kappa.low == 1
+    few = cohen(("a", "b"), alike[:-1]).kappa
+    assert (few.value, few.low, few.high) == (1, None, None)
+
+
+def test_one_telling_pair_makes_no_interval_of_kappa() -> None:
+    """Where it is not drawn, both have always said neutral."""
+    found = cohen(("a", "b"), [*((str(i), 0, 0) for i in range(40)), ("one", 1, -1)])
+    assert found.kappa.value is not None and found.kappa.low is None
+    assert found.agreement.low is not None
+
+
 def test_intervals_are_over_samples() -> None:
     rng = random.Random(2)
     rows = [(f"s{i}", 1, 1 if rng.random() < 0.8 else -1) for i in range(400)]
@@ -708,7 +722,7 @@ def test_people_judge_and_verifier_are_held_against_each_other(tmp_path: Path) -
     show_agreement(out, found)
     shown = out.file.getvalue()  # type: ignore[attr-defined]
     assert "3 people judged 9 pairs of 3 samples" in shown and "all 3 people" in shown
-    assert re.search(r"Ann and the verifier +1\.000 \[1\.000, 1\.000\]", shown)
+    assert re.search(r"Ann and the verifier +1\.000 +1\.000 +9", shown)  # too few for intervals
     assert max(map(len, shown.splitlines())) <= 100
 
 

@@ -131,6 +131,20 @@ def test_cards_mark_a_change_that_is_more_than_chance(run: RunFolder) -> None:
     assert (right.change, right.kind) == ("+5.0 points", "")
 
 
+def test_none_and_all_are_no_certainty(run: RunFolder) -> None:
+    """All of 8 right: Laplace's share is 9/10, whose error over 8 is 0.1061."""
+    some = [
+        result("rft", "answer_accuracy", 0.0, 0.0, 8),
+        result("iter-1", "answer_accuracy", 1.0, 0.0, 8),
+    ]
+    measured(run, some)
+    record = read_record(run.path)
+    assert [round(r.stderr, 4) for r in record.results] == [0.1061, 0.1061]
+    (card,) = cards(record)
+    assert card.interval == "± 20.8" and card.change == "+100.0 points"
+    assert card.kind == ""  # of so few answers nothing is called more than chance
+
+
 def test_what_gets_worse_is_marked_so(run: RunFolder) -> None:
     worse = [
         result("rft", "lucky_answers", 0.1, 0.01),

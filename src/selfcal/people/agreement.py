@@ -44,7 +44,7 @@ class Marks:
     flaws: Mapping[str, int]
     """By flaw; `""`: none was named."""
     checked: int
-    """Those that were called untrue or not to follow, of which the verifier knows."""
+    """Those that were not called insufficient, of which the verifier knows."""
     false: Interval
     """The share of them that the verifier calls false as well."""
 
@@ -60,7 +60,7 @@ class Agreement:
     between: tuple[Agreed, ...]
     """Every two people (Cohen's kappa)."""
     all_people: Agreed | None
-    """All of them (Fleiss' kappa), on pairs that two or more judged; None for fewer than two."""
+    """All of them (Fleiss' kappa), on pairs that two or more judged; None for fewer than three."""
     with_judge: tuple[Agreed, ...]
     """Each person, and most people where there are several."""
     with_verifier: tuple[Agreed, ...]
@@ -134,7 +134,7 @@ def agreement_of(run: Path) -> Agreement | None:
     told = [row for row in rows if row.votes]
     truths = {row.pair.key: judged.truth(row.pair) for row in told}
     with_judge, with_verifier, both = _held(told, names, truths)
-    several = len(names) > 1
+    several = len(names) > 2  # of two it would be much what Cohen's kappa is
     return Agreement(
         pairs=len(told),
         samples=len({row.pair.sample.id for row in told}),

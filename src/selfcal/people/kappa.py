@@ -11,7 +11,8 @@ more or fewer: a pair's agreement is the share of its own raters' couples that a
 neutral verdicts is that among its own raters, and every pair counts the same. With equally many
 raters this is Fleiss' formula (1971).
 
-Pairs of one sample are not independent, so intervals are made by drawing whole samples anew.
+Pairs of one sample are not independent, so intervals are made by drawing whole samples anew; of few
+samples there is none.
 """
 
 from __future__ import annotations
@@ -27,6 +28,10 @@ if TYPE_CHECKING:
 
 DRAWS = 2000
 """Of the bootstrap."""
+FEWEST = 30
+"""Samples; of fewer the bootstrap is far too sure, and there is no interval."""
+_UNDEFINED = 0.025
+"""Share of the draws that may have no kappa: of more, those that do are a choice of the draws."""
 _AT_ONCE = 50
 
 
@@ -99,7 +104,7 @@ def measured(raters: tuple[str, ...], rows: Sequence[Row], seed: int = 0) -> Agr
             own[i] += value
     table = np.array(list(sums.values()), dtype=np.float64).reshape(-1, 4)
     plain, kappa = _figures(table.sum(axis=0, keepdims=True))
-    drawn = _redrawn(table, seed) if len(table) > 1 else np.empty((0, 4))
+    drawn = _redrawn(table, seed) if len(table) >= FEWEST else np.empty((0, 4))
     plains, kappas = _figures(drawn)
     return Agreed(raters, len(rows), len(table), _interval(plain, plains), _interval(kappa, kappas))
 
@@ -131,7 +136,7 @@ def _interval(figure: NDArray[float64], drawn: NDArray[float64]) -> Interval:
     if not len(figure) or np.isnan(figure[0]):
         return Interval(None, None, None)
     known = drawn[~np.isnan(drawn)]
-    if len(known) < DRAWS / 2:
+    if len(known) < DRAWS * (1 - _UNDEFINED):
         return Interval(round(float(figure[0]), 4), None, None)
     low, high = np.percentile(known, [2.5, 97.5])
     return Interval(*(round(float(x), 4) for x in (figure[0], low, high)))

@@ -9,10 +9,10 @@ from rich.table import Table
 from rich.text import Text
 
 from selfcal.people.agreement import Agreement, Person
-from selfcal.people.kappa import Agreed, Interval
+from selfcal.people.kappa import FEWEST, Agreed, Interval
 from selfcal.view.text import amount, heading, safe, table
 
-_LEFT_OUT = {
+LEFT_OUT = {
     "redone": "labels of pairs that the run no longer has in that form: left out",
     "tied": "pairs of which people say different things equally often: most people say nothing",
     "unread": "pairs of which the judge's verdict could not be read",
@@ -34,7 +34,8 @@ def show_agreement(out: Console, found: Agreement) -> None:
     _add(rows, (found.judge_with_verifier,) if found.judge_with_verifier else ())
     out.print(rows)
     out.print(
-        "Kappa is agreement beyond chance: 1 is perfect, 0 is chance. In brackets: 95 % intervals.",
+        "Kappa is agreement beyond chance: 1 is perfect, 0 is chance. In brackets: 95 % intervals, "
+        f"where there are {FEWEST} samples or more.",
         style="dim",
     )
     out.print()
@@ -87,4 +88,4 @@ def _show_marks(out: Console, found: Agreement) -> None:
 def _show_left_out(out: Console, counts: Mapping[str, int]) -> None:
     for name, n in counts.items():
         if n:
-            out.print(f"{n:,} {_LEFT_OUT[name]}", style="yellow", soft_wrap=True)
+            out.print(f"{n:,} {LEFT_OUT[name]}", style="yellow", soft_wrap=True)

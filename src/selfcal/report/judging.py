@@ -10,10 +10,10 @@ from typing import Any
 
 from selfcal.people import agreement_of
 from selfcal.people.kappa import Agreed, Interval
+from selfcal.people.show import LEFT_OUT
 from selfcal.report.charts import (
     NUMBERS,
     SHARES,
-    Z95,
     Chart,
     Charts,
     Line,
@@ -72,6 +72,10 @@ def judging(record: Record, charts: Charts) -> Judging:
     found: Mapping[str, Any] = audit_run(record.run)
     pairs, samples = amount(found["pairs"], "pairs"), amount(found["samples"], "samples")
     about = f"{pairs} of responses to {samples}, {_held(found['truth'])}."
+    if any(name.endswith("/calibration") for name in record.planned):
+        about += " As the judge answered, before its verdicts were corrected."
+    if _further(record):
+        about += " Of the first search of each iteration alone."
     drawn = [
         _reliability(found["reliability"], charts),
         _by_iteration(found["iterations"], charts),
@@ -104,7 +108,7 @@ def _figures(found: Mapping[str, Any]) -> Figures:
         figure = found[name]
         text = _said(figure)
         if name == "kappa" and figure["value"] is not None:
-            text = f"{figure['value']:.3f} ± {Z95 * (figure['stderr'] or 0):.3f}"
+            text = said(figure["value"], _error(figure["stderr"]), number)
         rows.append((name, text, _n(figure), about))
     return Figures("All figures of the audit", ("", "value", "n", ""), tuple(rows))
 
@@ -120,6 +124,11 @@ def _by_category(parts: Mapping[str, Mapping[str, Figure]]) -> list[Figures]:
     return [Figures("The judge by category", ("", *names, "pairs"), rows)]
 
 
+def _further(record: Record) -> bool:
+    """Whether more was judged than first searches."""
+    return any(re.fullmatch(r"iter-\d+/.+/judgments", name) for name in record.planned)
+
+
 def _people(record: Record) -> list[Figures]:
     """How far people agree with the judge, where some have labelled pairs (`selfcal audit`)."""
     found = agreement_of(record.run)
@@ -129,8 +138,10 @@ def _people(record: Record) -> list[Figures]:
     agreed += [a for a in (found.all_people, found.judge_with_verifier) if a]
     about = (
         f"People judged {amount(found.pairs, 'pairs')} of {amount(found.samples, 'samples')}, "
-        "blind. Kappa is agreement beyond chance; in brackets, 95 % intervals over samples."
+        "blind. The judge is held to the verdict that curation read. Kappa is agreement beyond "
+        "chance; in brackets, 95 % intervals over samples, where there are 30 of them or more."
     )
+    about += "".join(f" {n:,} {LEFT_OUT[name]}." for name, n in found.left_out.items() if n)
     columns = ("", "kappa", "same verdict", "pairs")
     return [Figures("People, the judge and the verifier", columns, _agreed(agreed), about)]
 
@@ -205,14 +216,11 @@ def _error(stderr: float | None) -> float:
 def _lengths(bins: Sequence[Mapping[str, Any]], charts: Charts) -> Chart | None:
     filled = [(i, b) for i, b in enumerate(bins) if b["n"]]
     known = any(b["truth"] is not None for _, b in filled)
-    # the error is that of the difference to the truth, where there is one
-    judge = [
-        Mark(i, _longer(b), b["judge"], math.nan if known else _error(b["stderr"]), b["n"])
-        for i, b in filled
-    ]
-    truth = [Mark(i, _longer(b), b["truth"]) for i, b in filled if b["truth"] is not None]
+    judge = [Mark(i, _longer(b), b["judge"], _error(b["stderr"]), b["n"]) for i, b in filled]
+    truth = [Mark(i, _longer(b), b["truth"], n=b["n"]) for i, b in filled if b["truth"] is not None]
     lines = [Line("judge" if known else "", tuple(judge)), Line("truth", tuple(truth), 2)]
     about = "How often the longer response wins (neutral counts half), by how much longer it is."
+    about += " The interval is that of the difference to the truth." if known else ""
     look = Look(share, SHARES.tick, (0.0, 1.03), across="longer by", level=0.5)
     return charts.lines("Length", about, lines if truth else lines[:1], look)
 

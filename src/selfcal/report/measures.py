@@ -43,6 +43,8 @@ _BY_CATEGORY = {
 """What is drawn of every category, by a verifier or by a marker, and what it is called there."""
 _MOST = 6
 """Cards."""
+_FEWEST = 30
+"""Of fewer answers no change is called more than chance."""
 _CATEGORIES = 12
 """Of more categories, those with the most answers are drawn."""
 _MARKER = {
@@ -63,7 +65,7 @@ class Card:
     interval: str
     n: int
     before: str
-    """What it was at the first checkpoint; empty if there is but one."""
+    """What it was where calibration began; empty if that was not measured."""
     change: str
     """In points; empty if nothing can be said."""
     kind: str
@@ -161,9 +163,9 @@ def cards(record: Record) -> list[Card]:
     if not record.checkpoints:
         return []
     found = record.found(record.split, "all")
-    first, last = record.checkpoints[0], record.checkpoints[-1]
+    first, last = _ends(record.checkpoints)
     shown = [m for m in _CARDS if (last, m) in found][:_MOST]
-    return [_card(found.get((first, m)), found[last, m]) for m in shown]
+    return [_card(found.get((first, m)) if first else None, found[last, m]) for m in shown]
 
 
 def _say(metric: str) -> Callable[[float], str]:
@@ -175,7 +177,7 @@ def _card(was: Result | None, now: Result) -> Card:
     words, say = about(now.metric), _say(now.metric)
     value, _, half = said(now.value, now.stderr, say).partition(" ±")
     half = f"±{half}" if half else ""
-    if was is None or was.checkpoint == now.checkpoint:
+    if was is None:
         return Card(now.metric, words, value, half, now.n, "", "", "")
     before = f"{said(was.value, was.stderr, say)} {after(was.checkpoint)}"
     gap = now.value - was.value
@@ -184,7 +186,8 @@ def _card(was: Result | None, now: Result) -> Card:
     error = Z95 * math.hypot(now.stderr, was.stderr)
     way = {"↑": 1, "↓": -1}.get(direction(now.metric), 0) * gap
     # of errors that are not known nothing is sure: no comparison with NaN holds
-    kind = ("good" if way > 0 else "bad") if way and abs(gap) > error else ""
+    sure = way and abs(gap) > error and min(was.n, now.n) >= _FEWEST
+    kind = ("good" if way > 0 else "bad") if sure else ""
     return Card(now.metric, words, value, half, now.n, before, change, kind)
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ class Record:
     manifests: Mapping[str, Mapping[str, Any]]
     """Of the finished stages, in order."""
     results: tuple[Result, ...]
-    """In the order of the checkpoints."""
+    """In the order of the checkpoints; a share of none or all with the error that it has."""
     holder: str
     """The process that works on it, in words; empty if there is none."""
 
@@ -70,10 +71,22 @@ def read_record(run: Path) -> Record:
     planned = {p.stage.name: p for p in locate(recipe, run)}
     done = {name: p for name, p in planned.items() if p.folder.done}
     results = [
-        r
+        _uncertain(r)
         for name, p in done.items()
         if name.startswith("eval/")
         for r in p.folder.read("results", Result)
     ]
     manifests = {name: p.folder.manifest() for name, p in done.items()}
     return Record(run, recipe, planned, manifests, tuple(results), lock_holder(run))
+
+
+def _uncertain(result: Result) -> Result:
+    """A result with an error above 0: a share of none or all does not make it certain.
+
+    Where all answers are alike their spread is 0. Then the error is that of the share with one
+    answer of either kind added (Laplace's rule), which is about that of Wilson's interval.
+    """
+    if result.stderr != 0 or not result.n or result.value not in (0.0, 1.0):
+        return result
+    share = (result.value * result.n + 1) / (result.n + 2)
+    return replace(result, stderr=math.sqrt(share * (1 - share) / result.n))

@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from selfcal.report.marks import Marked, beside
+from selfcal.report.marks import Marked, beside, mark
 from selfcal.report.pictures import Pictures, Shown
 from selfcal.report.reader import Reader, disagreement
 from selfcal.report.reasons import in_words
@@ -145,8 +145,12 @@ def pair_view(
     pair: PreferencePair, known: Collection[int], reader: Reader, pictures: Pictures
 ) -> Pair:
     """A pair; `known`: indices that are candidates' own."""
-    said = beside(reader.mark(pair.chosen), reader.mark(pair.rejected))
     spoiled = pictures.take(pair.rejected_image) if pair.rejected_image else None
+    # what is true of the image says nothing of a response to another one
+    rejected_text = (
+        mark(pair.rejected, None, reader.form) if spoiled else reader.mark(pair.rejected)
+    )
+    said = beside(reader.mark(pair.chosen), rejected_text)
     chosen, rejected = (
         Side(f"#{index}" if index in known else "", score if index >= 0 else None, marked, image)
         for index, score, marked, image in (
@@ -155,7 +159,6 @@ def pair_view(
         )
     )
     compared = chosen.score is not None and rejected.score is not None
-    # what is true of the image says nothing of a response to another one
     truth = None if spoiled else reader.truth(pair.chosen, pair.rejected)
     return Pair(chosen, rejected, pair.margin if compared else None, truth)
 

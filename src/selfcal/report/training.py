@@ -53,7 +53,8 @@ _DPO = (
     ),
     Plot(
         "rewards/accuracies",
-        "pairs whose chosen response has the higher implicit reward",
+        "pairs whose chosen response has the higher implicit reward; at first all are equal, and "
+        "equal counts as a miss",
         _logged("rewards/accuracies"), Look(SHARES.say, SHARES.tick, (0.0, 1.03)), level=0.5,
     ),
     Plot(
@@ -68,7 +69,7 @@ _DPO = (
 )  # fmt: skip
 _GRPO = (
     Plot("Mean reward", "of the sampled responses", _logged("group_reward")),
-    replace(_LOSS, about="of GRPO; near 0 by construction, as advantages are relative"),
+    replace(_LOSS, about="of GRPO; no measure of progress, as advantages are relative"),
     Plot("KL", "from the iteration's first policy, nats a token (TRL's estimate)", _logged("kl")),
     Plot("Length", "tokens of a sampled response, mean", _logged("completions/mean_length")),
     Plot("Entropy", "of the next token, nats", _logged("entropy")),
@@ -124,7 +125,7 @@ def _kind(record: Record, charts: Charts, kind: str, logs: Mapping[str, Sequence
 
 def _divergence(record: Record) -> Plot | None:
     """The estimate for DPO; None where pairs are not the reference policy's own responses."""
-    own = [p for name, p in record.planned.items() if re.fullmatch(r"iter-\d+/pairs", name)]
+    own = [p for name, p in record.planned.items() if re.fullmatch(r"iter-\d+/(.+/)?pairs", name)]
     searched = [p for p in own if any(i.endswith("/candidates") for i in p.stage.inputs)]
     if not own or len(searched) < len(own):
         return None
@@ -134,7 +135,7 @@ def _divergence(record: Record) -> Plot | None:
         chosen, rejected = row.get("rewards/chosen"), row.get("rewards/rejected")
         if not (_is_number(chosen) and _is_number(rejected)):
             return None
-        return -(float(chosen) + float(rejected)) / (2 * beta)
+        return -(float(chosen) + float(rejected)) / (2 * beta) + 0.0  # not -0
 
     about = "of reference and policy, nats a response; estimated as said above"
     return Plot("KL, estimated", about, estimate, level=0)

@@ -49,14 +49,16 @@
       add("chosen", step.chosen);
       add("rejected", step.rejected);
     }
-    if (!where) add("last answer", row.last);
+    add("last answer", row.last);
     return named;
   };
   const outcomesOf = (row, where) => {
     const named = new Set();
-    for (const step of steps(row, where)) {
+    const own = steps(row, where);
+    const kept = new Set(own.filter((step) => step.kept).map((step) => step.place));
+    for (const step of own) {
       for (const name of step.kept || []) named.add("kept").add(`kept: ${name}`);
-      if (!step.kept && step.dropped) named.add("left out");
+      if (!kept.has(step.place) && step.dropped) named.add("left out");
       for (const name of step.dropped || []) named.add(name);
     }
     return named;
@@ -93,22 +95,22 @@
     return made;
   };
   const fillSelect = (name) => {
-    const counts = new Map();
-    for (const row of rows) for (const value of FILTERS[name](row)) counts.set(value, (counts.get(value) || 0) + 1);
+    const values = new Set();
+    for (const row of rows) for (const value of FILTERS[name](row)) values.add(value);
     const select = form.elements[name];
     select.replaceChildren(option("", "any"));
     const groups = new Map();
-    for (const [value, n] of counts) {
+    for (const value of values) {
       const [group, inside] = name === "flaw" ? value.split(": ") : ["", value];
       if (!groups.has(group)) groups.set(group, []);
-      groups.get(group).push([value, inside, n]);
+      groups.get(group).push([value, inside]);
     }
     for (const group of [...groups.keys()].sort()) {
       const into = group ? make("optgroup") : select;
       if (group) select.append(Object.assign(into, { label: group }));
-      for (const [value, text, n] of groups.get(group)) into.append(option(value, `${text} (${n.toLocaleString("en")})`));
+      for (const [value, text] of groups.get(group)) into.append(option(value, text));
     }
-    select.closest("label").hidden = counts.size < (name === "flaw" || name === "judge" ? 1 : 2);
+    select.closest("label").hidden = values.size < (name === "flaw" || name === "judge" ? 1 : 2);
   };
   const setUp = () => {
     for (const name of Object.keys(FILTERS)) fillSelect(name);
