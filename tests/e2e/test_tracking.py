@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,7 @@ def test_wandb_keeps_offline_what_it_would_send(
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.delenv("WANDB_DIR", raising=False)
     recipe, run = small("tracking=wandb", *SHORT), tmp_path / "run"
+    monkeypatch.setattr(sys, "argv", [*sys.argv, "--said-to-nobody"])
     open_before = wandb.init(
         project="mine", dir=str(tmp_path), settings=wandb.Settings(silent=True, console="off")
     )
@@ -131,6 +133,8 @@ def test_wandb_keeps_offline_what_it_would_send(
     mine = b"".join(f.read_bytes() for f in files if f.stem.endswith("-stages"))
     assert b"pairs/mean_margin" in mine and b"train/loss" not in mine
     assert recipe.teacher.kind.encode() in mine
+    # how it was called may hold a password
+    assert not [line for line, said in {**written, "": mine}.items() if b"--said-to" in said]
 
 
 # --- Trackio, on this machine -----------------------------------------------------------------

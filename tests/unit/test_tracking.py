@@ -345,6 +345,13 @@ def test_a_missing_package_is_told_before_anything_runs(
     check(RECIPE)
 
 
+def wandb_of(mode: str, login: Any = None) -> SimpleNamespace:
+    """wandb, set up in a mode."""
+    return SimpleNamespace(
+        setup=lambda: SimpleNamespace(settings=SimpleNamespace(mode=mode)), login=login
+    )
+
+
 def test_a_key_that_cannot_be_tried_now_is_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
     def unreachable(prompt: bool) -> bool:
         raise OSError("no network")
@@ -353,9 +360,9 @@ def test_a_key_that_cannot_be_tried_now_is_a_key(monkeypatch: pytest.MonkeyPatch
     for name in ("WANDB_MODE", "WANDB_API_KEY"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr("selfcal.tracking.place.find_spec", lambda name: name)
-    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(login=unreachable))
+    monkeypatch.setitem(sys.modules, "wandb", wandb_of("online", unreachable))
     check(recipe)
-    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(login=lambda prompt: False))
+    monkeypatch.setitem(sys.modules, "wandb", wandb_of("online", lambda prompt: False))
     with pytest.raises(TrackingError, match="no API key"):
         check(recipe)
     monkeypatch.setenv("WANDB_API_KEY", "k")
@@ -366,9 +373,21 @@ def test_wandb_without_a_key_is_told_before_anything_runs(monkeypatch: pytest.Mo
     monkeypatch.setattr("selfcal.tracking.place.find_spec", lambda name: name)
     monkeypatch.setattr("selfcal.tracking.place._knows_a_key", lambda: False)
     recipe = Recipe.model_validate({"name": "x", "tracking": "wandb"})
-    monkeypatch.delenv("WANDB_MODE", raising=False)
-    with pytest.raises(TrackingError, match="no API key; run `wandb login`, set WANDB_MODE=off"):
+    for mode in ("online", "run", "shared"):
+        monkeypatch.setitem(sys.modules, "wandb", wandb_of(mode))
+        with pytest.raises(TrackingError, match="no API key; run `wandb login`, set WANDB_MODE=o"):
+            check(recipe)
+    for mode in ("offline", "dryrun", "disabled"):
+        monkeypatch.setitem(sys.modules, "wandb", wandb_of(mode))
         check(recipe)
-    for mode in ("offline", "disabled"):
-        monkeypatch.setenv("WANDB_MODE", mode)
+
+
+def test_a_mode_that_wandb_does_not_know_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def setup() -> None:
+        raise ValueError("mode: Input should be\n 'online' or 'offline'")
+
+    monkeypatch.setattr("selfcal.tracking.place.find_spec", lambda name: name)
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(setup=setup))
+    recipe = Recipe.model_validate({"name": "x", "tracking": "wandb"})
+    with pytest.raises(TrackingError, match="Input should be 'online' or 'offline'"):
         check(recipe)

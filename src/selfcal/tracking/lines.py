@@ -95,7 +95,14 @@ class _Wandb:
             dir=str(folder),
             resume="allow",
             reinit="create_new",  # whatever else is open stays as it is
-            settings=self._package.Settings(console="off", silent=True),
+            # no metadata: the command line may hold a password, and is none of a tracker's business
+            settings=self._package.Settings(
+                console="off",
+                silent=True,
+                disable_git=True,
+                x_disable_meta=True,
+                x_disable_machine_info=True,
+            ),
         )
 
     def log(self, values: Mapping[str, float], step: int) -> None:

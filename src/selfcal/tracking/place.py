@@ -50,12 +50,28 @@ def check(recipe: Recipe) -> None:
             f"tracking: the package {kind} is missing; pip install {kind} (or selfcal[tracking]), "
             "or set tracking to none"
         )
-    offline = os.environ.get("WANDB_MODE", "online") not in ("online", "shared")
-    if kind == "wandb" and not offline and not _knows_a_key():
+    if kind == "wandb" and _sends() and not _knows_a_key():
         raise TrackingError(
             "tracking: wandb has no API key; run `wandb login`, set WANDB_MODE=offline, or set "
             "tracking to none"
         )
+
+
+def _sends() -> bool:
+    """Whether wandb would send what it gets, by its own reading of environment and settings file.
+
+    Raises:
+        TrackingError: it cannot make sense of them.
+    """
+    try:
+        mode: str = import_module("wandb").setup().settings.mode
+    except Exception as error:
+        why = " ".join(str(error).split())[:200]
+        raise TrackingError(
+            f"tracking: wandb cannot be set up ({why}); correct its settings (such as WANDB_MODE), "
+            "or set tracking to none"
+        ) from error
+    return mode not in ("offline", "dryrun", "disabled")
 
 
 def _knows_a_key() -> bool:
