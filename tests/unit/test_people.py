@@ -30,6 +30,7 @@ from selfcal.people import agreement_of, launch
 from selfcal.people.agreement import labelled
 from selfcal.people.command import audit_people
 from selfcal.people.export import export
+from selfcal.people.forms import ordered
 from selfcal.people.judged import Asked, Judged, Key
 from selfcal.people.kappa import Agreed, cohen, fleiss
 from selfcal.people.labels import Label, LabelFile, Marked, annotator_name
@@ -265,14 +266,58 @@ def test_labels_of_a_run_that_was_redone_are_left_out(run: Path, tmp_path: Path)
     assert gone.people == () and gone.with_judge == ()
 
 
-@pytest.mark.parametrize("name", ["", "  ", "x" * 61, "a\x1b[0m", "a\u202eb"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        "  ",
+        "x" * 61,
+        "a\x1b[0m",
+        "a\u202eb",
+        "\u200d",
+        "\u3164",
+        "\u2800",
+        "\ufe0f",
+        "Most people",
+    ],
+)
 def test_names_that_cannot_be_seen_are_refused(name: str) -> None:
     with pytest.raises(SelfcalError, match="cannot be used"):
         annotator_name(name)
 
 
-def test_names_are_spelled_one_way() -> None:
+def test_names_are_spelled_one_way(run: Path) -> None:
     assert annotator_name("  Zoe\u0308  B. ") == "Zoë B."
+    assert annotator_name("Ann\u200c \u3164B") == "Ann B"
+    for who in ("Ann", "ann", "\uff21nn"):
+        LabelFile(run).append(label(run, who, 1))
+    assert [x.annotator for x in LabelFile(run).read().labels] == ["Ann"]
+    page = opened(run).get("/pairs", params={"annotator": "ANN"})
+    assert page.url.path == "/pairs/2" and page.url.params["annotator"] == "Ann"
+    pairs = pick(Judged(run), 99)
+    assert all(ordered("ann", pair) == ordered("Ann", pair) for pair in pairs)
+
+
+def test_a_person_in_the_file_is_not_taken_for_a_figure(run: Path) -> None:
+    for who, sign in (("Ann", 1), ("Most People", -1), ("Bob", 1)):
+        LabelFile(run).append(label(run, who, sign))
+    found = agreement_of(run)
+    assert found is not None
+    own = {a.raters[0]: a.pairs for a in found.with_judge}
+    assert own == {"Ann": 1, "Most People (person)": 1, "Bob": 1, "most people": 1}
+
+
+def test_a_label_of_other_texts_takes_no_place_and_a_byte_order_mark_does_no_harm(
+    run: Path,
+) -> None:
+    file, good = LabelFile(run), label(run, "Ann", 1)
+    file.append(good)
+    file.append(label(run, "Ann", -1, texts="0" * 16))
+    file.path.write_bytes(b"\xef\xbb\xbf" + file.path.read_bytes())
+    assert good in file.read().labels
+    file.path.write_bytes(b"\xef\xbb\xbf" + good.model_dump_json().encode())
+    file.append(label(run, "Bob", 1))
+    assert [x.annotator for x in file.read().labels] == ["Ann", "Bob"]
 
 
 # --- the pages --------------------------------------------------------------------------------
@@ -516,7 +561,8 @@ def test_images_are_served_by_number_alone(tmp_path: Path) -> None:
         assert browser.get(f"/images/{path}").status_code == 404, path
     assert browser.get(f"/images/{numbers[0]}/3").status_code == 404
     page = browser.get(f"/pairs/{numbers[0]}", params={"annotator": "Ann"}).text
-    assert page.count("<img ") == 3 and "secret" not in page
+    assert page.count("<img ") == 2 and "secret" not in page
+    assert "Image 3 of 3: it cannot be shown: image missing." in page
 
 
 def test_facts_are_there_for_who_opens_them(run: Path) -> None:
@@ -532,15 +578,69 @@ def test_a_name_that_was_given_is_not_asked_for(run: Path) -> None:
         audit_of(run, Wanted(annotator="\x00"))
 
 
+def test_labels_of_a_run_that_is_redone_meanwhile_are_refused(run: Path) -> None:
+    browser = opened(run)
+    page = browser.get("/pairs/1", params={"annotator": "Ann"}).text
+    make(run, texts=(GOOD + " ", BAD, GOOD_TOO))
+    answer = judge_pair(browser, page, "a")
+    assert answer.status_code == 409 and "start it again" in answer.text
+    (run / "iter-1/judgments/manifest.json").unlink()
+    assert judge_pair(browser, page, "a").status_code == 409
+    assert LabelFile(run).read().labels == ()
+
+
+def test_figures_come_when_all_who_began_are_through(run: Path) -> None:
+    for n in (0, 1):
+        LabelFile(run).append(label(run, "Ann", 1, n))
+    LabelFile(run).append(label(run, "<Bob>", 1))
+    LabelFile(run).append(label(run, "Cy", 1, 0, texts="0" * 16))  # of a run before
+    browser = opened(run, pairs=2)
+    early = browser.get("/agreement", params={"annotator": "Ann"}).text
+    assert "once &lt;Bob&gt; is through" in early and "kappa" not in early.lower()
+    LabelFile(run).append(label(run, "<Bob>", 1, 1))
+    page = browser.get("/agreement", params={"annotator": "Ann"}).text
+    assert "kappa" in page.lower() and "1 labels of pairs that the run no longer has" in page
+
+
+def test_what_was_said_before_is_shown_as_it_stands_now(run: Path) -> None:
+    pair = pick(Judged(run), 99)[0]
+    name = next(n for n in map(str, range(99)) if swapped(n, pair.key))
+    mark = {"flaw_in": "first", "false_sentence": Marked(number=2, text="x")}
+    LabelFile(run).append(label(run, name, 1, **mark))  # the one with the lower number is now B
+    page = opened(run).get("/pairs/1", params={"annotator": name}).text
+    assert re.search(r'id="choose-b"[^>]*aria-pressed="true"', page)
+    assert fields(page)["mark"] == "b:2"
+
+
+def test_a_named_proxy_stands_before_it_and_no_foreign_page_embeds(run: Path) -> None:
+    browser = opened(run, names=("Audit.Example.org",))
+    own = fields(browser.get("/pairs/1", params={"annotator": "Ann"}).text) | {"choice": "a"}
+    sent = {"https://audit.example.org": 200, "https://other.example.org": 403}
+    for origin, status in sent.items():
+        answer = browser.post("/labels", data=own, headers={"Origin": origin})
+        assert answer.status_code == status
+    assert browser.get("/", headers={"Host": "audit.example.org"}).status_code == 200
+    foreign = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Dest": "document"}
+    assert browser.get("/", headers=foreign).status_code == 200
+    assert browser.get("/images/1/1", headers=foreign).status_code == 403
+    assert browser.get("/", headers=foreign | {"Sec-Fetch-Dest": "iframe"}).status_code == 403
+    assert browser.get("/images/1/1", headers={"Sec-Fetch-Site": "same-origin"}).is_success
+    with pytest.raises(SelfcalError, match=r"--name 'https://a\.b': give a host's name alone"):
+        audit_of(run, Wanted(names=("https://a.b",)))
+
+
 def test_a_label_that_cannot_be_written_is_not_said_to_be_kept(run: Path) -> None:
     browser = opened(run)
     page = browser.get("/pairs/1", params={"annotator": "Ann"}).text
     (run / "audit").write_text("in the way")
     answer = judge_pair(browser, page, "a")
     assert answer.status_code == 500 and "This verdict was not kept" in answer.text
+    assert "resumes" not in answer.text and "judge this pair again" in answer.text
 
 
-@pytest.mark.parametrize("path", ["/pairs/0", "/pairs/99", "/nothing", "/pairs/x", "/.env"])
+@pytest.mark.parametrize(
+    "path", ["/pairs/0", "/pairs/99", "/nothing", "/pairs/x", "/.env", f"/pairs/{'9' * 5000}"]
+)
 def test_what_is_not_there_is_said(run: Path, path: str) -> None:
     answer = opened(run).get(path, params={"annotator": "Ann"})
     assert answer.status_code == 404 and "Back to the beginning" in answer.text
@@ -764,11 +864,27 @@ def test_a_run_without_labels_has_no_agreement(
     assert json.loads(capsys.readouterr().out) is None
 
 
+def test_a_run_whose_method_asks_no_judge_says_so(tmp_path: Path) -> None:
+    recipe = pipeline.pin(
+        Recipe.model_validate({"name": "tiny", "method": "csr", "search": {"keep": "top_bottom"}})
+    )
+    told = {"format": 1, "recipe": recipe.model_dump(mode="json")}
+    write_json(tmp_path / pipeline.RECIPE_FILE, told)
+    for agreement, file in ((True, None), (False, tmp_path / "x.jsonl")):
+        with pytest.raises(SelfcalError, match="judge") as error:
+            audit_people(tmp_path, Wanted(), agreement=agreement, as_json=False, file=file)
+        assert "no labels yet" not in str(error.value)
+
+
 def test_options_that_do_not_go_together_are_named(run: Path) -> None:
     with pytest.raises(SelfcalError, match="--json"):
         audit_people(run, Wanted(), agreement=False, as_json=True, file=None)
     with pytest.raises(SelfcalError, match=r"--agreement, --export"):
         audit_people(run, Wanted(), agreement=True, as_json=False, file=run / "x")
+    with pytest.raises(SelfcalError, match="--iteration: it does not go with --agreement"):
+        audit_people(run, Wanted(iteration=9), agreement=True, as_json=False, file=None)
+    with pytest.raises(SelfcalError, match="--no-browser: it does not go with --export"):
+        audit_people(run, Wanted(browser=False), agreement=False, as_json=False, file=run / "x")
 
 
 # --- the export -------------------------------------------------------------------------------
@@ -805,6 +921,36 @@ def test_what_most_people_say_is_exported(run: Path, tmp_path: Path) -> None:
         SelfcalError, match="'Dora' labelled nothing; labels are of Ann, Bob, Cy, Eve"
     ):
         export(run, tmp_path / "dora.jsonl", "Dora")
+
+
+def test_two_texts_that_came_up_twice_are_exported_once(tmp_path: Path) -> None:
+    run = make(tmp_path / "run", texts=(GOOD, BAD, GOOD), samples=1)
+    pairs = {p.key[2:]: n for n, p in enumerate(pick(Judged(run), 99))}
+    file = LabelFile(run)
+    assert sorted(pairs) == [(0, 1), (1, 2)]
+    file.append(label(run, "Ann", 1, pairs[0, 1]))  # good is better
+    file.append(label(run, "Ann", 1, pairs[1, 2]))  # bad is
+    with pytest.raises(SelfcalError, match="of 1 labelled pairs none"):
+        export(run, tmp_path / "tied.jsonl")
+    file.append(label(run, "Bob", -1, pairs[1, 2]))
+    assert export(run, tmp_path / "people.jsonl").verdicts == {"first": 1}
+    (line,) = map(json.loads, (tmp_path / "people.jsonl").read_text().splitlines())
+    assert (line["first"], line["second"], line["annotators"]) == (GOOD, BAD, 2)
+
+
+def test_what_is_no_image_of_the_run_is_not_copied(tmp_path: Path) -> None:
+    (tmp_path / "secret.txt").write_text("secret")
+    Image.new("RGB", (8, 6)).save(tmp_path / "secret.png")
+    judge = {"sees": True, "model": "some/vlm"}
+    for n, image in enumerate(("../secret.png", str(tmp_path / "secret.txt"))):
+        run = make(tmp_path / f"run-{n}", judge=judge, changes={"image": image}, samples=1)
+        LabelFile(run).append(label(run, "Ann", 1))
+        with pytest.raises(SelfcalError, match=r"leads out of the run|image-broken"):
+            export(run, tmp_path / "people.jsonl")
+        assert opened(run).get("/images/1/1").status_code == 404
+    assert not list(tmp_path.glob("people*"))
+    with pytest.raises(SelfcalError, match=r"read out of \.jsonl files"):
+        export(run, tmp_path / "people.json")
 
 
 def test_an_export_trains_a_judge_and_holds_one(run: Path, tmp_path: Path) -> None:

@@ -27,6 +27,10 @@ def audit(
         str | None, typer.Option(metavar="NAME", help="Who judges; else the page asks.")
     ] = None,
     host: Annotated[str, typer.Option(help="Address to serve on.")] = "127.0.0.1",
+    name: Annotated[
+        list[str] | None,
+        typer.Option(metavar="HOST", help="Another name that leads to the pages; repeatable."),
+    ] = None,
     port: Annotated[int, typer.Option(min=0, max=65535, help="The first port to try.")] = 7860,
     browser: Annotated[bool, typer.Option(help="Open the page in a browser.")] = True,
     agreement: Annotated[
@@ -41,5 +45,5 @@ def audit(
     from selfcal.people.command import audit_people
     from selfcal.people.pick import Wanted
 
-    wanted = Wanted(pairs, iteration, annotator, host, port, browser)
+    wanted = Wanted(pairs, iteration, annotator, host, tuple(name or ()), port, browser)
     audit_people(run, wanted, agreement, as_json, export)

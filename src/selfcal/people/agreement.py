@@ -7,7 +7,7 @@ verdict is the one that curation read; the verifier's is known on MiniWorld alon
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
 from pathlib import Path
@@ -16,11 +16,9 @@ from statistics import median
 from selfcal.miniworld.verifier import verify
 from selfcal.people.judged import Asked, Judged, Key, Pair
 from selfcal.people.kappa import Agreed, Interval, Row, cohen, fleiss, measured
-from selfcal.people.labels import Label, LabelFile, annotators
+from selfcal.people.labels import JUDGE, MAJORITY, VERIFIER, Label, LabelFile, annotators
 from selfcal.people.sentences import sentences
 from selfcal.store import JSON
-
-JUDGE, VERIFIER, MAJORITY = "the judge", "the verifier", "most people"
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,10 +93,15 @@ class Labelled:
 
     @property
     def majority(self) -> int | None:
-        """The sign that most people gave; None where two are equally frequent, or there is none."""
-        ranked = Counter(self.votes.values()).most_common(2)
-        tied = len(ranked) == 2 and ranked[0][1] == ranked[1][1]
-        return None if tied or not ranked else ranked[0][0]
+        """The sign that most people gave (`most_said`)."""
+        return most_said(self.votes.values())
+
+
+def most_said(signs: Iterable[int]) -> int | None:
+    """The most frequent sign; None where two are equally frequent, or there is none."""
+    ranked = Counter(signs).most_common(2)
+    tied = len(ranked) == 2 and ranked[0][1] == ranked[1][1]
+    return None if tied or not ranked else ranked[0][0]
 
 
 def labelled(judged: Judged, labels: Sequence[Label]) -> list[Labelled]:

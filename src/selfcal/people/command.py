@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import fields
 from pathlib import Path
 
 import typer
 
 from selfcal.errors import SelfcalError
 from selfcal.people.export import export
+from selfcal.people.judged import Judged
 from selfcal.people.launch import serve
 from selfcal.people.pick import Wanted
 from selfcal.view.status import command
@@ -29,8 +31,7 @@ def audit_people(
     Raises:
         SelfcalError: options that do not go together, or what the three raise.
     """
-    if agreement and file:
-        raise SelfcalError("--agreement, --export: give one of them")
+    _check(wanted, agreement, file)
     if as_json and not agreement:
         raise SelfcalError("--json: it goes with --agreement; leave it out")
     if file:
@@ -41,6 +42,20 @@ def audit_people(
         serve(run, wanted)
 
 
+def _check(wanted: Wanted, agreement: bool, file: Path | None) -> None:
+    """Refuse options of the pages where none are shown."""
+    if agreement and file:
+        raise SelfcalError("--agreement, --export: give one of them")
+    if not agreement and file is None:
+        return
+    given = [f.name for f in fields(Wanted) if getattr(wanted, f.name) != f.default]
+    for name in given:
+        if not (file and name == "annotator"):
+            option = {"browser": "no-browser", "names": "name"}.get(name, name)
+            goes = "--agreement" if agreement else "--export"
+            raise SelfcalError(f"--{option}: it does not go with {goes}; leave it out")
+
+
 def _agreement(run: Path, as_json: bool) -> None:
     from selfcal.people.agreement import agreement_of
     from selfcal.people.show import show_agreement
@@ -49,6 +64,7 @@ def _agreement(run: Path, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(found.to_json() if found else None, indent=1, allow_nan=False))
     elif found is None:
+        Judged(run)  # there may be nothing to label
         raise SelfcalError(f"{run} has no labels yet: {command('audit', run)}")
     else:
         show_agreement(console(), found)

@@ -7,7 +7,7 @@ orders averaged.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations
 from pathlib import Path
@@ -41,7 +41,7 @@ class Pair:
 
     iteration: int
     sample: Sample
-    """Its images by paths that can be opened."""
+    """Its images by their paths in the run (`images.image_path` opens one)."""
     one: Candidate
     other: Candidate
 
@@ -117,6 +117,16 @@ class Judged:
                     yield Asked(t, self._samples[sample_id], found, correct(given))
 
     @property
+    def state(self) -> str:
+        """Digest of what was judged; another one, or an error, once the run is redone.
+
+        Raises:
+            StoreError: a stage has no manifest (any longer).
+        """
+        names = [f"iter-{t}/{s}" for t in self.iterations for s in ("candidates", "judgments")]
+        return fingerprint([self._planned[name].folder.manifest()["files"] for name in names])
+
+    @property
     def form(self) -> RapFormat:
         """The format of the responses."""
         return FORMATS[self.recipe.format]
@@ -145,9 +155,4 @@ class Judged:
     def _samples(self) -> dict[str, Sample]:
         """All samples that were judged, with the facts that the judge went by."""
         found = self._planned[told(self.recipe)].folder.records("calibration", Sample)
-        return {s.id: _located(s, self.run) for s in found}
-
-
-def _located(sample: Sample, run: Path) -> Sample:
-    image, *more = (str(run / i) for i in sample.images)
-    return replace(sample, image=image, more_images=tuple(more))
+        return {s.id: s for s in found}

@@ -8,8 +8,9 @@ has the lock. A last line that a killed process left unfinished is set aside, no
 from __future__ import annotations
 
 import os
+import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, BinaryIO, Literal
@@ -27,9 +28,18 @@ from selfcal.view.text import safe
 Flaw = Literal["counterfactual", "unreasonable", "insufficient", "other"]
 """What is wrong with a sentence."""
 Side = Literal["first", "second"]
+JUDGE, VERIFIER, MAJORITY = "the judge", "the verifier", "most people"
+"""Names in figures, which no person has."""
 _WAIT = 30.0
 """Seconds that a writer waits for another one."""
 _LONGEST_NAME = 60
+_UNSEEN = re.compile(
+    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200c\u200d\u2800\u3164\ufe00-\ufe0f\uffa0"
+    "\U000e0100-\U000e01ef]"
+)
+"""Joiners, fillers and selectors of variants: they stand in names, and nobody sees them."""
+_BOM = b"\xef\xbb\xbf"
+"""The byte order mark of Windows tools."""
 
 
 class Marked(BaseModel, frozen=True, strict=True):
@@ -82,7 +92,7 @@ class Found:
     """What a file of labels holds."""
 
     labels: tuple[Label, ...]
-    """The last ones of each person about each pair."""
+    """The last ones of each person about each pair of texts."""
     replaced: int
     """Earlier ones that they took the place of."""
     torn: bool
@@ -105,12 +115,13 @@ class LabelFile:
         """
         with explained("read", self.path):
             data = self.path.read_bytes() if self.path.exists() else b""
+        data = data.removeprefix(_BOM)
         *lines, rest = data.split(b"\n")
         found = [self._parse(line, n) for n, line in enumerate(lines, start=1) if line.strip()]
         last = _tried(rest)
         if last is not None:
             found.append(last)
-        latest = {(label.annotator, label.key): label for label in found}
+        latest = {(label.annotator, label.key, label.texts): label for label in _spelled(found)}
         return Found(
             tuple(latest.values()), len(found) - len(latest), last is None and bool(rest.strip())
         )
@@ -161,9 +172,19 @@ class LabelFile:
 
 def _tried(line: bytes) -> Label | None:
     try:
-        return Label.model_validate_json(line)
+        return Label.model_validate_json(line.removeprefix(_BOM))
     except ValidationError:
         return None
+
+
+def _spelled(labels: Iterable[Label]) -> Iterator[Label]:
+    """Labels with each person's name as it was spelled first, and none that figures have."""
+    known: dict[str, str] = {}
+    for label in labels:
+        plain = folded(label.annotator)
+        own = f"{label.annotator} (person)" if plain in _TAKEN else label.annotator
+        name = known.setdefault(plain, own)
+        yield label if name == label.annotator else label.model_copy(update={"annotator": name})
 
 
 def annotators(labels: Iterable[Label]) -> list[str]:
@@ -171,16 +192,28 @@ def annotators(labels: Iterable[Label]) -> list[str]:
     return list(dict.fromkeys(label.annotator for label in labels))
 
 
+def folded(name: str) -> str:
+    """What all spellings of a name share: `Ann` and `ann` are one person."""
+    return unicodedata.normalize("NFKC", name).casefold()
+
+
+_TAKEN = frozenset(map(folded, (JUDGE, VERIFIER, MAJORITY)))
+
+
 def annotator_name(given: str) -> str:
     """A name as it is written into labels.
 
     Raises:
-        SelfcalError: it is empty, too long, or has characters that cannot be seen.
+        SelfcalError: it has no letter or digit, is too long, has characters that cannot be seen
+            and are none of writing, or is one that figures have.
     """
-    name = " ".join(unicodedata.normalize("NFC", given).split())
-    if not name or len(name) > _LONGEST_NAME or safe(name) != name:
+    name = " ".join(_UNSEEN.sub("", unicodedata.normalize("NFC", given)).split())
+    letters = any(map(str.isalnum, name))
+    if not letters or len(name) > _LONGEST_NAME or safe(name) != name:
         raise SelfcalError(
             f"the name {name[:_LONGEST_NAME]!r} cannot be used: give 1 to {_LONGEST_NAME} visible "
-            "characters"
+            "characters, one of them a letter or a digit"
         )
+    if folded(name) in _TAKEN:
+        raise SelfcalError(f"the name {name!r} cannot be used: the figures have it; give another")
     return name

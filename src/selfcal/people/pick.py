@@ -31,6 +31,8 @@ class Wanted:
     annotator: str | None = None
     """Who judges; None: the page asks."""
     host: str = "127.0.0.1"
+    names: tuple[str, ...] = ()
+    """Others that the server goes by, as of a proxy."""
     port: int = 7860
     """The first port that is tried."""
     browser: bool = True
