@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from pydantic import ValidationError
+
 from selfcal import clock
 from selfcal.errors import SelfcalError, StoreError
 from selfcal.lock import LOCK_FILES, RunLock
@@ -349,15 +351,29 @@ def open_run(run: Path) -> Recipe:
     Raises:
         StoreError: the folder is no run.
     """
-    if not (run / RECIPE_FILE).exists():
+    path = run / RECIPE_FILE
+    if not path.exists():
         raise StoreError(f"{run} is no run of selfcal: it has no {RECIPE_FILE}")
+    found = read_json(path)
     try:
-        values = read_json(run / RECIPE_FILE)["recipe"]
+        values = found["recipe"]
         if isinstance(own := values.get("evaluate"), dict):
             own.setdefault("followed", 0)  # nothing was, in runs from before it
         return Recipe.model_validate(values)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        why = f"{'.'.join(map(str, first['loc']))}: {first['msg']}".removeprefix(": ")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise StoreError(f"{run / RECIPE_FILE}: cannot be read; run the recipe again") from error
+        raise StoreError(f"{path}: is no record of a run; run the recipe again") from error
+    raise StoreError(f"{path}: {why}; {_other_version(found.get('format'))}")
+
+
+def _other_version(written: Any) -> str:
+    """Who may have written a recipe that cannot be read, and the way out."""
+    what = "it was changed by hand, or another version of selfcal wrote it"
+    if written != FORMAT:
+        what = f"another version of selfcal wrote it (format {written!r}; this one's is {FORMAT})"
+    return f"{what}: look at the run with that one, or run its recipe again in another folder"
 
 
 def results(run: Path) -> list[Result]:

@@ -7,7 +7,6 @@ sample can be followed through a whole run (`selfcal trace`).
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from string import ascii_uppercase
 from typing import Literal
@@ -57,7 +56,11 @@ class Sample:
 
 def without_marks(text: str) -> str:
     """Text without the marks of images; its line breaks stay."""
-    return re.sub(rf"[ \t]*{IMAGE_MARK}[ \t]*", " ", text).strip()
+    first, *parts = text.split(IMAGE_MARK)
+    if not parts:
+        return text.strip()
+    inner = [part.strip(" \t") for part in parts[:-1]]
+    return " ".join([first.rstrip(" \t"), *inner, parts[-1].lstrip(" \t")]).strip()
 
 
 def question_text(sample: Sample) -> str:

@@ -10,8 +10,8 @@ from browser.axe import in_light_and_dark
 from browser.conftest import DESKTOP, PHONE, Visits
 from browser.hostile import ATTACKS
 from browser.made import answered, item
+from browser.reading import too_wide, words
 from browser.test_hostile import FOREIGN
-from browser.test_report import too_wide, words
 from selfcal.compare.collect import Outcome, Spent
 from selfcal.compare.report import compare
 from selfcal.compare.runs import Failure, Place

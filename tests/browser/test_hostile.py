@@ -13,8 +13,8 @@ import pytest
 
 from browser.conftest import PHONE, Visits
 from browser.hostile import ATTACKS, HOME, NAMES
+from browser.reading import listed, opened, says, wait_for
 from browser.runs import Runs
-from browser.test_report import listed, opened, says, wait_for
 from selfcal.report.samples import samples_context
 from selfcal.types import Sample
 from selfcal.view.text import safe

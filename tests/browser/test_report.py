@@ -15,52 +15,12 @@ import pytest
 
 from browser.conftest import DESKTOP, PHONE, Visits
 from browser.made import PRUNED
+from browser.reading import PARTS, listed, says, shown, too_wide, wait_for, words
 from browser.runs import Runs
 from selfcal.types import Candidate, Drop, PreferencePair, Response, Result, Sample, SearchNode
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Page
-
-PARTS = ("overview", "samples", "data")
-
-
-def shown(page: Page) -> list[str]:
-    """The parts that are to be seen."""
-    return [name for name in PARTS if page.is_visible(f"section#{name}")]
-
-
-def listed(page: Page) -> list[str]:
-    """Ids in the list."""
-    return page.locator("#inspector .rows .id").all_inner_texts()
-
-
-def opened(page: Page) -> str:
-    """Id of the sample that is open."""
-    return page.inner_text("#inspector .detail h2")
-
-
-def wait_for(page: Page, sample: str) -> None:
-    """Wait till this sample is open."""
-    page.wait_for_function(
-        "id => document.querySelector('#inspector .detail h2')?.textContent === id", arg=sample
-    )
-
-
-def says(page: Page, count: str) -> None:
-    """Wait till the line above the list says this."""
-    page.wait_for_function(
-        "text => document.querySelector('#inspector .count').textContent === text", arg=count
-    )
-
-
-def words(text: str) -> str:
-    """A text in one line, with the minus of programs."""
-    return " ".join(text.split()).replace("\N{MINUS SIGN}", "-")
-
-
-def too_wide(page: Page) -> int:
-    """Pixels by which the page is wider than its window."""
-    return int(page.evaluate("() => document.documentElement.scrollWidth - innerWidth"))
+    pass
 
 
 # --- parts -----------------------------------------------------------------------------------
@@ -90,8 +50,11 @@ def test_parts_are_tabs_that_the_keyboard_reaches(visit: Visits, runs: Runs) -> 
 
 def test_printed_and_without_scripts_all_parts_are_there(visit: Visits, runs: Runs) -> None:
     page = visit(runs.report("plain"))
+    page.evaluate("document.documentElement.dataset.theme = 'dark'")
     page.emulate_media(media="print")
     assert shown(page) == list(PARTS)
+    white = "getComputedStyle(document.body).backgroundColor"
+    assert page.evaluate(white) == "rgb(255, 255, 255)"  # paper is light
     assert shown(visit(runs.report("plain"), java_script_enabled=False)) == list(PARTS)
 
 
@@ -129,120 +92,6 @@ def test_overview_and_data_say_what_the_records_say(visit: Visits, runs: Runs) -
     samples = [s.category for s in kept.read("data", "calibration", Sample)]
     for category in set(samples):
         assert re.search(rf"{category}\s.*\b{samples.count(category)}\b", table)
-
-
-# --- the list --------------------------------------------------------------------------------
-
-FILTERS = {
-    "split": {"calibration": 12, "test": 8, "dev": 1, "rft": 1},
-    # numbers 0, 3, ..; of calibration, rft 7 (chart), dev 5 (perception), test 100 (chart) to 107
-    "category": {"math": 4 + 2, "chart": 4 + 1 + 3, "perception": 4 + 1 + 3},
-    "iteration": {"iter-1": 12, "iter-2": 12, "teacher": 1, "judge": 1},
-    "outcome": {"kept: pair": 9, "left out": 3, "pairs: no-gap": 3},
-    "flaw": {
-        "chosen: counterfactual": 1,
-        "rejected: counterfactual": 8,
-        "last answer: wrong answer": 1,
-    },
-    "judge": {"disagree": 1, "agree on all": 11, "chosen is worse": 1},
-    "change": {"mended": 8, "spoiled": 1},
-}
-
-
-def test_each_filter_leaves_the_samples_that_it_names(visit: Visits, runs: Runs) -> None:
-    page = visit(runs.report("plain"), "#samples")
-    says(page, "22 samples")
-    for name, values in FILTERS.items():
-        for value, n in values.items():
-            page.select_option(f"select[name={name}]", value)
-            says(page, f"{n} of 22 samples")
-            assert len(listed(page)) == n
-        page.select_option(f"select[name={name}]", "")
-        says(page, "22 samples")
-
-
-def test_filters_together_search_and_order(visit: Visits, runs: Runs) -> None:
-    page = visit(runs.report("plain"), "#samples")
-    page.fill("input[name=q]", '"left digit: 7"')
-    says(page, "3 of 22 samples")
-    assert sorted(listed(page)) == ["calibration-00007", "rft-00007", "test-00107"]
-    page.select_option("select[name=split]", "calibration")
-    says(page, "1 of 22 samples")
-    page.select_option("select[name=outcome]", "left out")
-    says(page, "0 of 22 samples")
-    page.click("button.widen")
-    says(page, "1 of 22 samples")
-    page.click("text=Reset")
-    says(page, "22 samples")
-    page.fill("input[name=q]", "no such words")
-    says(page, "0 of 22 samples")
-    page.fill("input[name=q]", "")
-    page.select_option("select[name=sort]", "most disagreement")
-    page.wait_for_function(
-        "() => document.querySelector('.rows .id').textContent === 'calibration-00004'"
-    )
-
-
-def test_the_address_keeps_filters_and_sample(visit: Visits, runs: Runs) -> None:
-    page = visit(runs.report("plain"), "#samples")
-    says(page, "22 samples")
-    page.select_option("select[name=judge]", "disagree")
-    says(page, "1 of 22 samples")
-    page.click(".rows a")
-    wait_for(page, "calibration-00004")
-    page.wait_for_url(re.compile("id=calibration-00004"))
-    other = visit(runs.report("plain"), "#" + page.url.split("#")[1])
-    wait_for(other, "calibration-00004")
-    says(other, "1 of 22 samples")
-    assert other.input_value("select[name=judge]") == "disagree"
-    page.goto(page.url.split("#")[0] + "#samples?id=test-00102")
-    wait_for(page, "test-00102")
-
-
-@pytest.mark.parametrize(
-    "anchor",
-    ["#%", "#samples?id=%", "#samples?id=nobody", "#samples?length=1&item=2&__proto__=3&x[]=4",
-     "#nowhere", "#samples?split=%22%3E&q=%00&sort=x"],
-)  # fmt: skip
-def test_a_strange_address_breaks_nothing(anchor: str, visit: Visits, runs: Runs) -> None:
-    page = visit(runs.report("plain"), anchor)
-    assert len(shown(page)) == 1
-    page.goto(page.url.split("#")[0] + "#samples?id=test-00102")
-    wait_for(page, "test-00102")
-    assert page.inner_text("#inspector .count") == "22 samples"
-
-
-def test_samples_are_turned_by_j_and_k(visit: Visits, runs: Runs) -> None:
-    page = visit(runs.report("plain"), "#samples")
-    ids = listed(page)
-    page.locator(".rows a").first.focus()
-    page.keyboard.press("Enter")
-    wait_for(page, ids[0])
-    for key, sample in (("j", ids[1]), ("j", ids[2]), ("k", ids[1])):
-        page.keyboard.press(key)
-        wait_for(page, sample)
-    assert page.inner_text(".rows a[aria-current=true] .id") == ids[1]
-    assert page.evaluate("() => document.querySelector('.opened').contains(document.activeElement)")
-    page.go_back()
-    wait_for(page, ids[2])
-    page.fill("input[name=q]", "j")  # typed, not a turn
-    assert opened(page) == ids[2]
-
-
-def test_a_long_list_is_paged_and_quick(visit: Visits, runs: Runs) -> None:
-    page = visit(runs.report("many"), "#samples")
-    page.set_default_timeout(5_000)
-    says(page, "1,222 samples")
-    assert 0 < len(listed(page)) <= 100
-    first = listed(page)
-    page.click("nav.pages button >> nth=1")
-    assert not set(first) & set(listed(page))
-    page.select_option("select[name=category]", "math")
-    says(page, "407 of 1,222 samples")  # 400 of calibration, and 3000, 3003, .., 3018 of test
-    page.fill("input[name=q]", "calibration-01197")
-    says(page, "1 of 1,222 samples")
-    page.click(".rows a")
-    wait_for(page, "calibration-01197")
 
 
 # --- a sample --------------------------------------------------------------------------------

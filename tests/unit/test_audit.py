@@ -6,6 +6,7 @@ import json
 import math
 import random
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from io import StringIO
 from itertools import permutations
 from pathlib import Path
@@ -315,6 +316,18 @@ def test_the_audit_of_nothing() -> None:
     found: Any = audit([])
     assert found["agreement"] == found["transitivity_violations"] == found["kappa"] == NOTHING
     assert found["findings"] == [] and found["pairs"] == 0
+    assert not found["enough"]
+
+
+def test_judgments_that_cannot_be_read_are_a_finding_and_nothing_else_is_told() -> None:
+    asked = [
+        replace(a, judgments=[replace(g, verdict=None) for g in a.judgments])
+        for a in judged(truth, n=5)
+    ]
+    found: Any = audit(asked)
+    assert found["unscored"] == {"value": 1, "stderr": 0, "n": 60}  # 5 x 6 pairs, both orders
+    assert "judge.min_mass" in found["findings"][0] and len(found["findings"]) == 1
+    assert not found["enough"]
 
 
 # --- kappa ------------------------------------------------------------------------------------
@@ -537,4 +550,4 @@ def test_what_is_shown_without_truth_and_of_strange_names() -> None:
     ]
     text = shown({"truth": None, **audit(asked)})
     assert "\x1b" not in text and r"a\x1b[31mb" in text
-    assert "--labels FILE" in text and "None: no figure" in text
+    assert "--labels FILE" in text and "Too few to tell: no figure" in text

@@ -423,7 +423,7 @@ def test_tables_on_the_terminal(several: report.Comparison) -> None:
     assert max(map(len, text.splitlines())) <= 100
     said = flat(text)
     assert "Corrected for 2 comparisons with src" in said
-    assert "each interval is one of 97.50%" in said
+    assert "each interval is one of 97.5 %" in said
     assert "2 seeds: how much trainings differ is known but roughly" in said
     assert "One seed alone" not in said
 

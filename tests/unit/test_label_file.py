@@ -12,10 +12,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from selfcal.errors import SelfcalError
-from selfcal.judge.label_file import LabelFileError, read_label_file, split_labels
+from selfcal.judge.label_file import LabelFileError, few_labels, read_label_file, split_labels
 from selfcal.pipeline import pin, plan
 from selfcal.recipe import FileLabels, Recipe, load_recipe
 from selfcal.types import Drop, LabelledPair
+from unit.hand_made import call, flat
 
 ROW = {
     "sample_id": "a", "question": "How many?", "facts": "two cups", "first": "Two.",
@@ -233,7 +234,7 @@ def test_labels_that_contradict_each_other_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_text_judge_without_any_facts_is_refused(tmp_path: Path) -> None:
-    assert refusal(tmp_path, ROW | {"facts": ""}).startswith("none of 1 pairs has facts")
+    assert refusal(tmp_path, ROW | {"facts": ""}).startswith("no pair (of 1) has facts")
 
 
 def test_a_judge_that_sees_wants_images_that_are_there(tmp_path: Path) -> None:
@@ -253,12 +254,24 @@ def test_a_link_out_of_the_folder_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("rows", "said"),
     [
-        ([], "0 pairs of 0 samples leave none to train on"),
-        ([ROW, ROW | {"first": "2"}], "2 pairs of 1 samples leave none to "),
-        ([ROW | {"verdict": "neutral", "sample_id": f"s{i}"} for i in range(20)], "all 1[0-9] p"),
+        ([], r"its pairs \(0, samples: 0\) leave none to train on"),
+        ([ROW, ROW | {"first": "2"}], r"its pairs \(2, samples: 1\) leave none to "),
+        (
+            [ROW | {"verdict": "neutral", "sample_id": f"s{i}"} for i in range(20)],
+            r"train on \(1[0-9]\) is neutral",
+        ),
     ],
 )
 def test_too_few_pairs_are_told(tmp_path: Path, rows: list[dict[str, Any]], said: str) -> None:
     recipe = load_recipe(base(tmp_path, ""), [f"judge.labels={written(tmp_path, *rows)}"])
     with pytest.raises(LabelFileError, match=said):
         pin(recipe)
+
+
+def test_few_labels_are_told_before_anything_is_run(tmp_path: Path) -> None:
+    few = call("plan", base(tmp_path, ""), "--set", f"judge.labels={labels(tmp_path)}")
+    assert "! Few labels for the judge: pairs to train on 1" in flat(few.output)
+    many = call("plan", base(tmp_path, ""), "--set", f"judge.labels={labels(tmp_path, 400)}")
+    assert few.exit_code == many.exit_code == 0
+    assert "Few labels" not in many.output
+    assert few_labels(100, 30) == "" != few_labels(100, 29)

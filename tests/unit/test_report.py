@@ -532,6 +532,30 @@ def test_report_does_not_replace_a_folder(run: RunFolder, tmp_path: Path) -> Non
     assert "is a folder; give the path of a file" in done.stderr
 
 
+def test_a_judge_that_hardly_learned_is_told(tmp_path: Path) -> None:
+    made = RunFolder(tmp_path / "run")
+    made.finish("judge/labels", {}, {"train": 12, "heldout": 40})
+    made.finish("judge/quality", {}, {"agreement": {"value": 0.4, "stderr": 0.05, "n": 80}})
+    few, chance = judging(read_record(made.path), Charts()).notes
+    assert few.startswith("Few labels for the judge: pairs to train on 12, held out 40.")
+    assert chance.startswith("Held out, the judge agrees with 40.0 % ± 9.8 of labels (n 80): not c")
+    made.finish("judge/labels", {}, {"train": 100, "heldout": 40})
+    made.finish("judge/quality", {}, {"agreement": {"value": 0.5, "stderr": 0.05, "n": 80}})
+    assert judging(read_record(made.path), Charts()).notes == ()
+
+
+def test_the_rewards_of_csr_are_drawn(tmp_path: Path) -> None:
+    made = RunFolder(tmp_path / "run", "method=csr", "search.keep=top_bottom")
+    for name, reward in (("reward/start", 24.5), ("reward/iter-1", 25.25)):
+        if name in made.planned:
+            stats = {"response_reward": "x", "sentence_reward": reward, "responses": 9}
+            made.finish(name, {}, stats)
+    (panel,) = panels(read_record(made.path), Charts())
+    (chart,) = panel.charts  # of figures that are none, nothing
+    assert chart.title == "Sentence reward"
+    assert chart.rows[0] == ("start", "24.5 (n 9)")
+
+
 # --- comparisons ------------------------------------------------------------------------------
 
 

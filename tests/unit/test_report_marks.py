@@ -9,6 +9,7 @@ import pytest
 from selfcal.miniworld.verifier import verify
 from selfcal.rationale import HEADINGS
 from selfcal.report.marks import MOST, Marked, beside, mark
+from selfcal.types import without_marks
 from unit.hand_made import BAD, GOOD, sample
 
 OWN = sample("cal-0")
@@ -68,3 +69,10 @@ def test_long_texts_are_shown_whole_and_quickly(text: str) -> None:
     assert one.long and not one.lines and len(one.whole) <= 20_100
     assert ("more characters are left out" in one.whole) == (len(text) > 20_000)
     assert time.perf_counter() - begun < 1
+
+
+def test_marks_of_images_are_left_out_and_blanks_are_quick() -> None:
+    begun = time.perf_counter()
+    assert without_marks(f"a{' ' * 100_000}b") == f"a{' ' * 100_000}b"
+    assert time.perf_counter() - begun < 1
+    assert without_marks("<image> \n<image>\t<image>Is it <image>?\n") == "Is it ?"

@@ -56,6 +56,19 @@ def test_what_cannot_be_shown_says_why(name: str, tmp_path: Path) -> None:
     assert str(tmp_path) not in found.error + found.name
 
 
+def test_a_relative_path_stays_in_the_run_and_an_absolute_one_is_the_users(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    Image.new("RGB", (30, 30)).save(tmp_path / "own.png")
+    (run / "link.png").symlink_to(tmp_path / "own.png")
+    (run / "circle.png").symlink_to(run / "circle.png")
+    pictures = Pictures(run)
+    for name in ("link.png", "circle.png"):
+        assert pictures.take(name).error == "its path leads out of the run"
+    own = pictures.take(str(tmp_path / "own.png"))
+    assert own.digest and own.name == "own.png"
+
+
 def test_a_bomb_is_refused_without_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Image.new("RGB", (200, 200)).save(tmp_path / "bomb.png")
     (tmp_path / "text.png").write_text("no picture")

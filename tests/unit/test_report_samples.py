@@ -24,7 +24,7 @@ from selfcal.report.pictures import Pictures
 from selfcal.report.reader import Reader, disagreement
 from selfcal.report.rows import change, row_of
 from selfcal.report.sample import view_of
-from selfcal.report.samples import TEMPLATES, draw, samples_context
+from selfcal.report.samples import TEMPLATES, samples_context
 from selfcal.report.tree import MOST as MOST_NODES
 from selfcal.report.tree import sentences, tree_of
 from selfcal.story import Answer, Cell, Ranked, Rollouts, Round, Story, Taught, Written
@@ -234,6 +234,8 @@ def test_a_tree_has_a_branch_for_every_choice() -> None:
 def test_a_tree_out_of_a_damaged_file_ends() -> None:
     loop = (node(0, 1, "a"), node(1, 0, "b"), node(2, 2, "c"), node(3, 77, "d"))
     assert sentences(tree_of(a_round(nodes=loop), reader()))[0] == 4
+    twice = tuple(node(i // 2, i // 2 - 1, "e") for i in range(48))  # would double at each level
+    assert sentences(tree_of(a_round(nodes=(*twice, node(-1, -1, "f"))), reader()))[0] == 24
     chain = [node(2 * i, 2 * i - 2 if i else -1, "x") for i in range(500)]
     comb = [node(2 * i + 1, 2 * i, "y", kept=False) for i in range(500)]
     deep = a_round(nodes=(*chain, *comb))
@@ -247,34 +249,6 @@ def test_of_a_tree_beyond_reading_the_candidates_are_listed(tmp_path: Path) -> N
     page = page_of(a_story([told]), tmp_path)
     assert "The search tree has 1,201 sentences, too many to be shown" in page
     assert page.count("log-probability") == 3 and len(page) < 20_000
-
-
-# --- which samples --------------------------------------------------------------------------
-
-
-def test_splits_share_a_limit_evenly_where_they_can() -> None:
-    ids = {s: [f"{s}-{i}" for i in range(n)] for s, n in (("a", 100), ("b", 100), ("c", 3))}
-    drawn = draw(ids, (), 21, seed=0)
-    assert {split: len(own) for split, own in drawn.items()} == {"a": 9, "b": 9, "c": 3}
-    assert len(set(drawn["a"])) == 9 and drawn["a"] != ids["a"][:9]
-    everyone = draw(ids, (), 1_000, seed=0)
-    assert {s: sorted(own) for s, own in everyone.items()} == {s: sorted(o) for s, o in ids.items()}
-    assert all(not own for own in draw(ids, (), 0, seed=0).values())
-
-
-def test_a_draw_depends_on_seed_and_names_alone() -> None:
-    ids = {"a": [f"a-{i}" for i in range(50)]}
-    drawn = draw(ids, (), 10, seed=0)["a"]
-    assert draw({"a": ids["a"][::-1]}, (), 10, seed=0)["a"] == drawn
-    assert draw(ids, (), 5, seed=0)["a"] == drawn[:5]
-    assert draw(ids, (), 10, seed=1)["a"] != drawn
-
-
-def test_followed_samples_come_first() -> None:
-    ids = {"calibration": [f"c-{i}" for i in range(50)], "dev": ["c-7", "d"]}
-    followed = {("calibration", "c-7"), ("calibration", "c-30")}
-    drawn = draw(ids, followed, 12, seed=0)
-    assert {*drawn["calibration"][:2]} == {"c-7", "c-30"}
 
 
 # --- the page -------------------------------------------------------------------------------
@@ -357,7 +331,7 @@ def test_hostile_text_stays_text(evil: str, tmp_path: Path) -> None:
     assert not {"<", ">", "&"} & set(index)
     assert [row["id"] for row in json.loads(index)] == [f"cal {evil}"] * 2
     data = environment(TEMPLATES).get_template("samples-data.html.j2").render(samples=made)
-    assert Seen(data).tags == {"script"} and data.count("<script") == 4
+    assert Seen(data).tags == {"script"} and data.count("<script") == 5
 
 
 def test_a_sample_of_long_texts_is_quick_and_small(tmp_path: Path) -> None:
@@ -389,6 +363,11 @@ def test_without_a_verifier_nothing_is_marked(tmp_path: Path) -> None:
     assert "verifier" not in text
     assert text.count("✓") == text.count("✓ right") == 1  # the answer agrees with the reference
     assert not {"✗", "counterfactual"} & set(text.split())
+
+
+def test_a_drop_without_a_reason_is_shown(tmp_path: Path) -> None:
+    told = a_round(dropped={"iter-1/pairs": (Drop("cal-0", "pairs", ""),)})
+    assert "left out" in page_of(a_story([told]), tmp_path)
 
 
 def test_rollouts_are_shown_once_each_with_what_they_were_worth(tmp_path: Path) -> None:

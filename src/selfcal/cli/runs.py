@@ -45,7 +45,7 @@ def run(
 ) -> None:
     """Run a recipe, or go on with it where it was left."""
     from selfcal import pipeline
-    from selfcal.view.plan import title
+    from selfcal.view.plan import show_warnings, title
     from selfcal.view.progress import progress
     from selfcal.view.quiet import quiet
     from selfcal.view.status import command
@@ -58,6 +58,7 @@ def run(
     screen.print(heading(title(settings)))
     if done := sum(p.folder.done for p in planned):
         screen.print(f"{done} of {len(planned)} stages were finished before.")
+    show_warnings(screen, settings, planned)
     again: list[object] = ["run", *([recipe] if recipe else []), "--out", out]
     again += [word for text in overrides or [] for word in ("--set", text)]
     again += [word for other in others for word in ("--reuse", other)]

@@ -63,7 +63,7 @@ def audit(asked: Iterable[Asked]) -> dict[str, JSON]:
         `first_bias`, `self_preference`, `transitivity_violations` (share of cycles among three
         responses with three decided verdicts), `drift` (how much less `agreement_merged` is in the
         last iteration than in the first), `reliability` and `length_bins`, `categories` and
-        `iterations`, `samples`, `pairs`, `findings`.
+        `iterations`, `samples`, `pairs`, `enough` (whether no finding says anything), `findings`.
     """
     pairs: list[Pair] = []
     cycles: list[Row] = []
@@ -98,6 +98,7 @@ def audit(asked: Iterable[Asked]) -> dict[str, JSON]:
             }
             for t, own in sorted(iterations.items())
         },
+        "enough": enough(f for name, f in figures.items() if name in LIMITS.keys() - {"unscored"}),
         "findings": findings(figures),
     }
 
@@ -286,6 +287,10 @@ class Limit:
 _LABEL_MORE = "label more pairs (judge.samples, judge.pairs_per_sample)"
 _FULL = "ask all pairs in both orders, so that curation averages them (judge.schedule=full)"
 LIMITS = {
+    "unscored": Limit(
+        0.02, "{} of the judgments could not be read.",
+        f"train longer (judge.train.epochs), {_LABEL_MORE}, or lower judge.min_mass.",
+    ),
     "agreement_merged": Limit(
         0.80, "The judge agrees with the truth in {} of pairs, both orders averaged.",
         f"{_LABEL_MORE}, train longer (judge.train.epochs) or take a larger judge.model.",
@@ -321,6 +326,11 @@ LIMITS = {
         "calibrate the judge on candidates of the later ones.",
     ),
 }  # fmt: skip
+
+
+def enough(figures: Iterable[Figure]) -> bool:
+    """Whether any of these has as many values as a finding needs."""
+    return any((figure["n"] or 0) >= FEWEST for figure in figures)
 
 
 def findings(figures: Mapping[str, Figure]) -> list[str]:

@@ -24,6 +24,8 @@ from selfcal.types import Drop, LabelledPair, Verdict
 
 REQUIRED = ("sample_id", "question", "first", "second", "verdict")
 COLUMNS = (*REQUIRED, "facts", "images")
+TO_TRAIN, TO_HOLD_OUT = 100, 30
+"""Pairs below which a judge learns little, and the check of it says little."""
 _STAGE = "judge/labels"
 
 
@@ -73,7 +75,7 @@ def read_label_file(path: Path, sees: bool = False) -> LabelFile:
         pairs.append(pair)
     if pairs and not sees and not any(p.facts.strip() for p in pairs):
         raise LabelFileError(
-            f"{path}: none of {len(pairs)} pairs has facts, and facts are all that a text judge "
+            f"{path}: no pair (of {len(pairs)}) has facts, and facts are all that a text judge "
             "goes by; fill the column `facts`, or take a judge that is shown the images "
             "(judge.sees)"
         )
@@ -93,15 +95,28 @@ def split_labels(
     if not train or not test:
         lacking = "to train on" if not train else "to hold out"
         raise LabelFileError(
-            f"{path}: {len(pairs)} pairs of {samples} samples leave none {lacking} (judge.holdout "
-            f"is {share:g}, and a sample's pairs stay together); label pairs of more samples"
+            f"{path}: its pairs ({len(pairs)}, samples: {samples}) leave none {lacking} "
+            f"(judge.holdout is {share:g}, and a sample's pairs stay together); label pairs of "
+            "more samples"
         )
     if not any(p.verdict != "neutral" for p in train):
         raise LabelFileError(
-            f"{path}: all {len(train)} pairs to train on are neutral, which teaches nothing; label "
-            "pairs of which one is better"
+            f"{path}: every pair to train on ({len(train)}) is neutral, which teaches nothing; "
+            "label pairs of which one is better"
         )
     return train, test
+
+
+def few_labels(train: int, heldout: int) -> str:
+    """A warning where labelled pairs are too few for a judge, with the way out; else nothing."""
+    if train >= TO_TRAIN and heldout >= TO_HOLD_OUT:
+        return ""
+    return (
+        f"Few labels for the judge: pairs to train on {train:,}, held out {heldout:,}. With fewer "
+        f"than about {TO_TRAIN} it hardly learns, with fewer than {TO_HOLD_OUT} held out nobody "
+        "can tell. Way out: label pairs of more samples (selfcal audit RUN, then --export FILE; "
+        "elsewhere judge.samples), or train longer (judge.train.epochs)."
+    )
 
 
 def _rows(path: Path) -> Iterator[Row]:

@@ -12,7 +12,7 @@ from itertools import groupby, product
 from math import isnan
 from typing import Any
 
-from selfcal.judge.audit import Limit, lost
+from selfcal.judge.audit import Limit, enough, lost
 from selfcal.judge.quality import Figure, Row, mean
 from selfcal.store import JSON
 from selfcal.types import Aspect, Rollout
@@ -55,7 +55,8 @@ def audit_rewards(
         `deserved` (the share of them that deserves a yes), `overrated` (mean less that share, of
         probabilities alone), and `order`: of two responses of a group of which one deserves a yes,
         how often the judge gave that one more (equal counts half). `drift` of each signal is how
-        much less `order` is in the last iteration than in the first; and `findings`.
+        much less `order` is in the last iteration than in the first; `enough`, whether no finding
+        says anything; and `findings`.
     """
     found = {t: _iteration(read(), signals, truth) for t, read in sorted(iterations.items())}
     first, last = ([*found.values()][at]["signals"] for at in (0, -1))
@@ -63,14 +64,17 @@ def audit_rewards(
         s: lost(first[s]["order"], last[s]["order"]) if len(found) > 1 else mean([])
         for s in signals
     }
-    said = [
-        _finding(name, signal, figure)
+    figures = [
+        (name, signal, figure)
         for signal in signals
         for name, figure in {**last[signal], "drift": drift[signal]}.items()
+        if name in _LIMITS
     ]
+    said = [_finding(*one) for one in figures]
     return {
         "iterations": {str(t): own for t, own in found.items()},
         "drift": drift,
+        "enough": enough(figure for _, _, figure in figures),
         "findings": [text for text in said if text],
     }
 
@@ -112,8 +116,8 @@ def _ordered(scored: Sequence[tuple[Rollout, float, bool | None]]) -> list[Row]:
 
 
 def _finding(name: str, signal: str, figure: Figure) -> str | None:
-    limit = _LIMITS.get(name)
-    if limit is None or not limit.passed(figure):
+    limit = _LIMITS[name]
+    if not limit.passed(figure):
         return None
     text = f"{figure['value']:.3f} ±{figure['stderr']:.3f}"
     return f"{name}: {limit.says.format(text, signal)} Way out: {limit.way_out}"

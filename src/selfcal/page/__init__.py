@@ -3,7 +3,8 @@
 `render` fills a Jinja2 template (autoescape is always on, an unknown name is an error) that extends
 `frame.html.j2`. The page is one file: style, scripts and drawings are inside of it, and its Content
 Security Policy lets it run these scripts, by their digests, and nothing else, and load nothing from
-anywhere. So even a text that would get past the escaping could neither run nor call home.
+anywhere. So even a text that would get past the escaping could run no script and load no picture;
+it could still be a link, or send the browser to another page (`<meta http-equiv="refresh">`).
 """
 
 from __future__ import annotations
@@ -91,8 +92,9 @@ def environment(templates: Path) -> jinja2.Environment:
     """Where templates are found, with the filters that all pages share.
 
     Filters: `safe_text` (one line, control characters visible), `safe_lines` (line breaks kept, at
-    most `LONGEST` characters), `words` (`answer_accuracy` as words), `duration`, `large`, `share`
-    (0.1234 as 12.3 %), `figure` (three digits, a dash for None and NaN), `amount(n, unit)`.
+    most `LONGEST` characters), `cut(n)` (one line of at most n characters), `words`
+    (`answer_accuracy` as words), `duration`, `large`, `share` (0.1234 as 12.3 %),
+    `figure` (three digits, a dash for None and NaN), `amount(n, unit)`.
     """
     made = jinja2.Environment(
         loader=jinja2.FileSystemLoader([templates, HERE]),
@@ -104,6 +106,7 @@ def environment(templates: Path) -> jinja2.Environment:
     made.filters |= {
         "safe_text": lambda text: safe(shortened(str(text))),
         "safe_lines": lambda text: safe(shortened(str(text)), lines=True),
+        "cut": lambda text, most: safe(cut(str(text), most)),
         "words": lambda name: safe(str(name)).replace("_", " "),
         "duration": duration,
         "large": large,
@@ -114,11 +117,16 @@ def environment(templates: Path) -> jinja2.Environment:
     return made
 
 
-def shortened(text: str) -> str:
+def shortened(text: str, most: int = LONGEST) -> str:
     """A text that a page can hold, which says how much of it is left out."""
-    if len(text) <= LONGEST:
+    if len(text) <= most:
         return text
-    return f"{text[:LONGEST]} … ({len(text) - LONGEST:,} more characters are left out here)"
+    return f"{text[:most]} … ({len(text) - most:,} more characters are left out here)"
+
+
+def cut(text: str, most: int) -> str:
+    """A name in a list, of at most so many characters; it ends in … where some are left out."""
+    return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 def as_data(value: Any) -> Markup:

@@ -23,15 +23,18 @@ def write_report(run: Path, out: Path, samples: int, assets: Path | None = None)
         The file.
 
     Raises:
-        SelfcalError: the folder is no run, a file of it is damaged, or the system refused.
+        SelfcalError: the folder is no run, a file of it is damaged, something else lies where the
+            report would, or the system refused.
     """
     from selfcal.page import render
     from selfcal.report.dropped import data_context
     from selfcal.report.overview import overview_context, summary
+    from selfcal.report.place import check_places
     from selfcal.report.record import read_record
     from selfcal.report.samples import SCRIPT, STYLE, samples_context
 
     record = read_record(run)
+    check_places(record, out, assets)
     text = render(
         TEMPLATES,
         "report.html.j2",

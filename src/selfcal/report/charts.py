@@ -241,6 +241,7 @@ def _frame(axes: Any, lines: Sequence[Line], look: Look) -> None:
         axes.set_xlim(min(places) - room, max(places) + room)
     elif look.diagonal:
         axes.set_xlim(0, 1)
+        axes.figure.subplots_adjust(right=0.93)  # half of "100%" stands beyond the end
         axes.xaxis.set_major_formatter(lambda x, _: look.tick(x))
     else:
         axes.locator_params(axis="x", nbins=6, integer=True)

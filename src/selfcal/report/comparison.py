@@ -7,7 +7,7 @@ as no difference.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from markupsafe import Markup
@@ -18,7 +18,7 @@ from selfcal.page import render
 from selfcal.page.svg import inline
 from selfcal.report import TEMPLATES
 from selfcal.store import write_text
-from selfcal.view.compare import PATHS, Sheet, difference_caption, sheets
+from selfcal.view.compare import PATH, PATHS, Sheet, percent, sheets
 from selfcal.view.figures import draw, drawing
 from selfcal.view.results import direction
 from selfcal.view.status import command
@@ -68,8 +68,9 @@ def write_comparison(path: Path, found: Comparison, place: Place) -> None:
     Raises:
         StoreError: the system refused.
     """
-    own = list(sheets(found))
+    own = [_in_words(sheet, found) for sheet in sheets(found)]
     single = [sheet for sheet in own if _single(sheet, found)]
+    several = len([c for c in found.categories if c != "all"]) > 1  # else it is all once more
     text = render(
         TEMPLATES,
         "comparison.html.j2",
@@ -78,11 +79,21 @@ def write_comparison(path: Path, found: Comparison, place: Place) -> None:
         headline=_headline(found),
         figures=_figures(found),
         sheets=[sheet for sheet in own if sheet not in single],
-        categories=single,
+        categories=single if several else [],
         runs=_runs(found, place),
         sure=SURE,
     )
     write_text(path, text)
+
+
+def _in_words(sheet: Sheet, found: Comparison) -> Sheet:
+    """With names of metrics as the drawings have them."""
+    title, rows = sheet.title, sheet.rows
+    if (metric := title.removesuffix(PATH)) in found.metrics:
+        title = metric.replace("_", " ") + PATH
+    elif all(row[0][2:] in found.metrics for row in rows):  # an arrow, a space, the name
+        rows = tuple((row[0].replace("_", " "), *row[1:]) for row in rows)
+    return replace(sheet, title=title, rows=rows)
 
 
 def _single(sheet: Sheet, found: Comparison) -> bool:
@@ -104,7 +115,8 @@ def _headline(found: Comparison) -> Headline | None:
         words = {"good": "better", "bad": "worse"}.get(kind, "nothing shown")
         text = f"{d.difference:+.3f} [{d.low:+.3f}, {d.high:+.3f}]"
         rows.append((d.recipe, text, kind, words))
-    return Headline(metric, tuple(rows), difference_caption(found))
+    about = f"In brackets, the {percent(found.level)} interval; the table of differences says how."
+    return Headline(metric, tuple(rows), about)
 
 
 def _figures(found: Comparison) -> list[Figures]:

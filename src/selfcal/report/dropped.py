@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from selfcal.page import cut
 from selfcal.report.reasons import WORDS
 from selfcal.report.record import Record
 from selfcal.types import Drop, Judgment, Sample
@@ -36,13 +37,6 @@ _READ = {
     "later-turn": "a later turn of a conversation, which may lean on what was said before",
 }
 """Reasons for which rows of the data are not read."""
-_MORE = {
-    "short": "a sentence was shorter than search.min_characters",
-    "long": "a response got longer than search.max_characters",
-    "degenerate": "a sentence said nothing, stuttered, or repeated another",
-    "nothing-to-mend": "the mended response says the same as the policy's own",
-    "same": "chosen and rejected say the same",
-}
 
 
 @dataclass
@@ -59,8 +53,7 @@ class Reason:
         """Count one, and keep it if it is among the first."""
         self.total += 1
         if len(self.rows) < SHOWN:
-            more = "…" if len(detail) > _DETAIL else ""
-            self.rows.append((sample_id, detail[:_DETAIL] + more))
+            self.rows.append((sample_id, cut(detail, _DETAIL)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +109,7 @@ def _has(record: Record, stage: str, name: str) -> bool:
 def _left(record: Record, stage: str) -> Left | None:
     if not _has(record, stage, "drops"):
         return None
-    known = _READ | WORDS | _MORE if stage != "data" else WORDS | _MORE | _READ
+    known = _READ | WORDS if stage != "data" else WORDS | _READ
     reasons: dict[str, Reason] = {}
     for drop in record.planned[stage].folder.records("drops", Drop):
         own = reasons.setdefault(drop.reason, Reason(drop.reason, known.get(drop.reason, "")))

@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from selfcal.judge.audit import FEWEST
+from selfcal.judge.label_file import few_labels
 from selfcal.people import agreement_of
 from selfcal.people.kappa import Agreed, Interval
 from selfcal.people.show import LEFT_OUT
@@ -51,6 +53,10 @@ class Judging:
     audited: bool
     findings: tuple[str, ...] = ()
     """What is wrong, in words; only of an audit."""
+    enough: bool = True
+    """Whether there was enough to find anything."""
+    notes: tuple[str, ...] = ()
+    """What is to be minded of its training and of its held-out check."""
     charts: tuple[Chart, ...] = ()
     tables: tuple[Figures, ...] = ()
 
@@ -61,6 +67,10 @@ def judging(record: Record, charts: Charts) -> Judging:
     Raises:
         SelfcalError: a file of the run is damaged.
     """
+    return replace(_judging(record, charts), notes=_notes(record))
+
+
+def _judging(record: Record, charts: Charts) -> Judging:
     held = _held_out(record)
     if is_online(record.planned):
         return _online(record, charts, held)
@@ -84,7 +94,8 @@ def judging(record: Record, charts: Charts) -> Judging:
     parts = (*_people(record), *_by_category(found["categories"]), *held)
     tables = (_figures(found), *parts)
     return Judging(
-        about, True, tuple(found["findings"]), tuple(c for c in drawn if c), tables
+        about, True, tuple(found["findings"]), found["enough"],
+        charts=tuple(c for c in drawn if c), tables=tables,
     )  # fmt: skip
 
 
@@ -93,7 +104,7 @@ def _held(truth: str | None) -> str:
 
 
 def _said(figure: Figure) -> str:
-    value = figure["value"]
+    value = figure.get("value")
     return said(math.nan if value is None else value, _error(figure.get("stderr")))
 
 
@@ -249,8 +260,8 @@ def _online(record: Record, charts: Charts, held: tuple[Figures, ...]) -> Judgin
             look = shares if name == "order" else NUMBERS
             drawn.append(charts.lines(f"{signal}: {name}", words, [line], look))
     return Judging(
-        f"What was rewarded, {truth}.", True, tuple(found["findings"]),
-        tuple(c for c in drawn if c), held,
+        f"What was rewarded, {truth}.", True, tuple(found["findings"]), found["enough"],
+        charts=tuple(c for c in drawn if c), tables=held,
     )  # fmt: skip
 
 
@@ -274,7 +285,37 @@ def _held_out(record: Record) -> tuple[Figures, ...]:
     return tuple(made)
 
 
+def _notes(record: Record) -> tuple[str, ...]:
+    """Of a judge that learned to compare: whether it had labels enough, and whether it learned."""
+    made, counts = [], record.stats("judge/labels")
+    train, heldout = counts.get("train"), counts.get("heldout")
+    if isinstance(train, int) and isinstance(heldout, int):
+        made.append(few_labels(train, heldout))
+    found = record.stats("judge/quality").get("agreement")
+    if isinstance(found, Mapping) and _is_figure(found) and not _beyond_chance(found):
+        made.append(
+            f"Held out, the judge agrees with {_said(found)} of labels (n {_n(found)}): not "
+            "clearly more than chance, which is 1 in 3. Way out: label more pairs, train longer "
+            "(judge.train.epochs) or take a larger judge.model."
+        )
+    return tuple(text for text in made if text)
+
+
+def _beyond_chance(figure: Figure) -> bool:
+    value, error = figure["value"], figure.get("stderr")
+    if value is None or error is None or figure["n"] < FEWEST:
+        return False
+    return bool(value - 2 * error > 1 / 3)
+
+
+def _is_figure(value: Mapping[str, Any]) -> bool:
+    """Whether this is a figure indeed, of a manifest that anybody may have changed."""
+    numbers = (value.get("value"), value.get("stderr"))
+    known = all(isinstance(x, int | float | None) for x in numbers)
+    return known and isinstance(value.get("n"), int)
+
+
 def _held_row(name: str, value: Any) -> tuple[str, str, str]:
     if isinstance(value, Mapping):
-        return name, _said(value), _n(value)
+        return (name, _said(value), _n(value)) if _is_figure(value) else (name, "", "")
     return name, f"{value:,}" if isinstance(value, int | float) else "", ""

@@ -51,6 +51,10 @@ _MARKER = {
     MARKER_AGREEMENT: "how far the marker agrees with itself when asked twice (Cohen's kappa)",
     MARKER_UNSCORED: "responses that the marker said nothing usable about",
 }
+_REWARD = {
+    "response_reward": "sum over a response's sentences, so that longer ones have more",
+    "sentence_reward": "of a sentence: its relevance and likelihood, mixed",
+}
 Found = Mapping[tuple[str, str], Result]
 """Results by checkpoint and metric."""
 
@@ -196,8 +200,33 @@ def _card(was: Result | None, now: Result) -> Card:
 
 def panels(record: Record, charts: Charts) -> list[Panels]:
     """All charts over the checkpoints: metrics, categories, flaws."""
-    made = [_overall(record, charts), _categories(record, charts), _flaws(record, charts)]
+    made = [
+        _overall(record, charts), _categories(record, charts), _flaws(record, charts),
+        _rewards(record, charts),
+    ]  # fmt: skip
     return [p for p in made if p.charts]
+
+
+def _rewards(record: Record, charts: Charts) -> Panels:
+    """CSR's reward of what each iteration began with, and how it was mixed."""
+    stages = [name for name in record.manifests if name.startswith("reward/")]
+    drawn = []
+    for name, words in _REWARD.items():
+        own = [(x, s, record.stats(s)) for x, s in enumerate(stages)]
+        marks = [
+            Mark(x, s.removeprefix("reward/"), float(v), n=n if isinstance(n, int) else None)
+            for x, s, stats in own
+            if isinstance(v := stats.get(name), int | float)
+            for n in [stats.get("responses")]
+        ]
+        title = name.replace("_", " ").capitalize()
+        drawn.append(charts.lines(title, words, [Line("", tuple(marks))], NUMBERS))
+    return Panels(
+        "Calibrated reward of own responses",
+        "CSR's reward (Eq. 4, raw) of one response to each of some dev samples, as the policy "
+        "draws it before each iteration's tuning; means, whose errors are not recorded.",
+        tuple(c for c in drawn if c),
+    )
 
 
 def _overall(record: Record, charts: Charts) -> Panels:
@@ -255,7 +284,7 @@ def _largest(record: Record) -> tuple[list[str], int]:
 
 
 def _flaws(record: Record, charts: Charts) -> Panels:
-    drawn = []
+    drawn, shorter = [], False
     for name in ("all", *_largest(record)[0]):
         found = record.found(record.split, name)
         lines = [
@@ -264,6 +293,7 @@ def _flaws(record: Record, charts: Charts) -> Panels:
             if (metric := _measured(found, f"flaw/{flaw}"))
         ]
         look = _shares([m for line in lines for m in line.marks])
+        shorter |= look.between is not None and look.between[1] < 1
         title = "All answers" if name == "all" else name
         drawn.append(charts.lines(title, "", lines, look))
     meanings = "; ".join(f"{flaw}: {METRICS[f'flaw/{flaw}'].meaning}" for flaw in FLAWS)
@@ -271,7 +301,7 @@ def _flaws(record: Record, charts: Charts) -> Panels:
     return Panels(
         "What is wrong with the rationales",
         f"Share of responses with each kind of flaw ({meanings}). A response may have several."
-        f"{by} Note the axes: each begins at 0 and ends where its figures do.",
+        f"{by}{' Note the axes: some end below 100 %.' if shorter else ''}",
         tuple(c for c in drawn if c),
     )
 

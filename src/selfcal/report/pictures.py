@@ -1,9 +1,10 @@
 """A run's images, small enough for a page: each picture once, by the digest of what it shows.
 
-Images come in through `load_image`, which refuses what is too large before it is decoded. What goes
-out is a thumbnail, in the page itself or in a folder beside it, under a name made of its digest: no
-name out of a run ever becomes part of a path that is written. An image that cannot be read is a
-picture with a reason instead.
+Images come in through `load_image`, which refuses what is too large before it is decoded. A
+relative path must stay in the run, its links followed; an absolute one is where the user's own data
+lies, and is read there. What goes out is a thumbnail, in the page itself or in a folder beside it,
+under a name made of its digest: no name out of a run ever becomes part of a path that is written.
+An image that cannot be read is a picture with a reason instead.
 """
 
 from __future__ import annotations
@@ -98,9 +99,12 @@ class Pictures:
 
     def _read(self, image: str) -> Shown:
         name = self._name(image)
-        if not image or "\0" in image or ".." in PurePosixPath(image).parts:
-            return Shown(name, error="its path leads out of the run" if image else "none is named")
+        if not image:
+            return Shown(name, error="none is named")
         path = self._run / image
+        # an absolute path is where the user's own data lies; any other one stays in the run
+        if "\0" in image or not (os.path.isabs(image) or _inside(path, self._run)):
+            return Shown(name, error="its path leads out of the run")
         try:
             whole = load_image(path)
         except ImageError:
@@ -139,6 +143,14 @@ class Pictures:
         for own in (path, path.absolute(), path.parent, path.parent.absolute()):
             detail = detail.replace(str(own), "…")
         return safe(f"{reason.replace('-', ' ')} ({detail[:300]})")
+
+
+def _inside(path: Path, folder: Path) -> bool:
+    """Whether a path, its links followed, stays in a folder."""
+    try:
+        return path.resolve().is_relative_to(folder.resolve())
+    except (OSError, RuntimeError):  # a name that is too long, links in a circle
+        return False
 
 
 def _encoded(image: Image.Image, quality: int) -> tuple[str, bytes]:

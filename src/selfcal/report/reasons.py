@@ -29,6 +29,11 @@ WORDS = {
     "all-equal": "all responses are ranked the same",
     "one-response": "there is one response only: nothing to rank",
     "image-mark-in-response": "the response holds a mark that would be read as an image",
+    "short": "a sentence was shorter than search.min_characters",
+    "long": "a response got longer than search.max_characters",
+    "degenerate": "a sentence said nothing, stuttered, or repeated another",
+    "nothing-to-mend": "the mended response says the same as the policy's own",
+    "same": "chosen and rejected say the same",
 }
 """By the reason's short name."""
 

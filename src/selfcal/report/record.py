@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import AwareDatetime, BaseModel, Field, ValidationError, field_validator
+
+from selfcal.errors import StoreError
 from selfcal.lock import lock_holder
 from selfcal.pipeline import Planned, locate, open_run
 from selfcal.recipe import Recipe
+from selfcal.store import MANIFEST, StageDir
 from selfcal.types import Result
+
+_LONGEST = 1e9
+"""Seconds that a stage may have taken: some 30 years."""
+_LARGEST = 1e15
+"""Of the numbers in a manifest; larger ones no chart can show."""
 
 
 @dataclass(frozen=True)
@@ -39,12 +50,12 @@ class Record:
         """Whether the run measures anything."""
         return any(name.startswith("eval/") for name in self.planned)
 
-    @property
+    @cached_property
     def checkpoints(self) -> list[str]:
         """Measured ones, in order."""
         return list(dict.fromkeys(r.checkpoint for r in self.results))
 
-    @property
+    @cached_property
     def split(self) -> str:
         """The split that is shown: `test` where it was measured."""
         splits = {r.split for r in self.results}
@@ -52,8 +63,8 @@ class Record:
 
     def stats(self, stage: str) -> Mapping[str, Any]:
         """A finished stage's figures; nothing of one that is not finished."""
-        found = self.manifests[stage]["stats"] if stage in self.manifests else {}
-        return found if isinstance(found, Mapping) else {}
+        found: Mapping[str, Any] = self.manifests[stage]["stats"] if stage in self.manifests else {}
+        return found
 
     def found(self, split: str, category: str) -> dict[tuple[str, str], Result]:
         """Results by checkpoint and metric."""
@@ -76,8 +87,51 @@ def read_record(run: Path) -> Record:
         if name.startswith("eval/")
         for r in p.folder.read("results", Result)
     ]
-    manifests = {name: p.folder.manifest() for name, p in done.items()}
+    manifests = {name: _checked(p.folder) for name, p in done.items()}
     return Record(run, recipe, planned, manifests, tuple(results), lock_holder(run))
+
+
+class _Manifest(BaseModel, strict=True):
+    """What a report needs of a manifest."""
+
+    written: AwareDatetime
+    seconds: Annotated[float, Field(ge=0, le=_LONGEST)]
+    stats: dict[str, Any]
+
+    @field_validator("stats")
+    @classmethod
+    def _can_be_drawn(cls, stats: dict[str, Any]) -> dict[str, Any]:
+        if any(abs(number) > _LARGEST for number in _numbers(stats)):
+            raise ValueError("a number in it is too large")
+        return stats
+
+
+def _numbers(value: Any) -> Iterator[float]:
+    """All numbers in a value of JSON."""
+    if isinstance(value, int | float):
+        yield value
+    elif isinstance(value, dict | list):
+        for own in value.values() if isinstance(value, dict) else value:
+            yield from _numbers(own)
+
+
+def _checked(folder: StageDir) -> Mapping[str, Any]:
+    """A stage's manifest.
+
+    Raises:
+        StoreError: it is damaged.
+    """
+    found = folder.manifest()
+    try:
+        _Manifest.model_validate_json(json.dumps(found))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        raise StoreError(
+            f"{folder.path / MANIFEST}: {where}: {first['msg']}; put a copy of the file back, or "
+            "delete it and run the recipe again: the stage is redone"
+        ) from None
+    return found
 
 
 def _uncertain(result: Result) -> Result:

@@ -9,6 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from selfcal.page import cut, shortened
 from selfcal.report.marks import Marked, beside, mark
 from selfcal.report.pictures import Pictures, Shown
 from selfcal.report.reader import Reader, disagreement
@@ -167,10 +168,10 @@ def drops_view(drops: Sequence[Drop]) -> list[dict[str, str]]:
     """Why something was left out."""
     return [
         {
-            "stage": safe(d.stage[:_DETAIL]),
-            "reason": safe(d.reason[:_DETAIL]),
+            "stage": safe(cut(d.stage, _DETAIL)),
+            "reason": safe(cut(d.reason, _DETAIL)),
             "words": in_words(d),
-            "detail": safe(d.detail[:_DETAIL]),
+            "detail": safe(shortened(d.detail, _DETAIL)),
         }
         for d in drops
     ]

@@ -9,6 +9,7 @@ import hashlib
 from collections.abc import Sequence
 from typing import Any
 
+from selfcal.page import cut
 from selfcal.report.marks import difference, flaws_of, mark
 from selfcal.report.reader import Reader, disagreement
 from selfcal.story import Answer, Rollouts, Round, Story, TrainingDrops, Written
@@ -34,13 +35,13 @@ def row_of(story: Story, reader: Reader, followed: bool = False) -> dict[str, An
         flaws of the last answer; `change`: from the first to the last answer, with its `size`.
     """
     s = story.sample
-    name = safe(_short(s.id, _NAME))
+    name = safe(cut(s.id, _NAME))
     row: dict[str, Any] = {
-        "id": _id(s.id),
+        "id": id_of(s.id),
         "name": name if name != s.id else "",
         "split": story.split,
-        "category": safe(_short(s.category, _NAME)),
-        "question": safe(_short(" ".join(without_marks(s.question).split()), _QUESTION)),
+        "category": safe(cut(s.category, _NAME)),
+        "question": safe(cut(" ".join(without_marks(s.question).split()), _QUESTION)),
         "steps": _steps(story, reader),
     }
     if followed:
@@ -52,15 +53,11 @@ def row_of(story: Story, reader: Reader, followed: bool = False) -> dict[str, An
     return {key: value for key, value in row.items() if value != ""}
 
 
-def _id(text: str) -> str:
+def id_of(text: str) -> str:
     """The id, by which a sample is linked to; of a very long one its beginning and a digest."""
     if len(text) <= _LONGEST_ID:
         return text
     return f"{text[:_LONGEST_ID]}…{hashlib.sha256(text.encode()).hexdigest()[:16]}"
-
-
-def _short(text: str, most: int) -> str:
-    return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 def _flaws(answer: Answer) -> list[str]:
@@ -89,13 +86,13 @@ def _steps(story: Story, reader: Reader) -> list[dict[str, Any]]:
 
 
 def _step(place: str, kept: Sequence[str], drops: Sequence[Drop]) -> dict[str, Any]:
-    step: dict[str, Any] = {"place": safe(_short(place.partition("/")[0], _NAME))}
+    step: dict[str, Any] = {"place": safe(cut(place.partition("/")[0], _NAME))}
     if kept:
         step["kept"] = list(kept)
     # what a sample as a whole was left out for; a kept one may have lost single responses
     if drops:
         step["dropped"] = sorted(
-            {f"{safe(_short(d.stage, _NAME))}: {safe(_short(d.reason, _NAME))}" for d in drops}
+            {f"{safe(cut(d.stage, _NAME))}: {safe(cut(d.reason, _NAME))}" for d in drops}
         )
     return step
 

@@ -8,30 +8,29 @@ opens as fast as one with ten.
 from __future__ import annotations
 
 import base64
-import hashlib
 import re
 import zlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from selfcal.page import as_data, environment, shortened
-from selfcal.pipeline import Planned, locate, open_run
+from selfcal.pipeline import locate, open_run
 from selfcal.rationale import FORMATS
+from selfcal.report.drawn import draw, examples, exchange, followed_of, ids_of, split_of
 from selfcal.report.pictures import Pictures
 from selfcal.report.reader import Reader
-from selfcal.report.rows import row_of
+from selfcal.report.reasons import WORDS
+from selfcal.report.rows import id_of, row_of
 from selfcal.report.sample import view_of
 from selfcal.story import Records, Rollouts, Round, Story, Written, find, tell
-from selfcal.types import Response, Sample
 from selfcal.view.text import safe
 
 TEMPLATES = Path(__file__).parent / "templates"
-SCRIPT = (TEMPLATES / "samples.js").read_text()
+SCRIPT = "".join((TEMPLATES / f"samples{part}.js").read_text() for part in ("-filters", ""))
 STYLE = (TEMPLATES / "samples.css").read_text()
-_SPLITS = ("calibration", "test", "dev", "rft")
-"""In the order in which the page lists them."""
 _CHUNK = 200
 """Samples whose texts are searched at once."""
 _WEIGHT = 8_000_000
@@ -57,8 +56,9 @@ def samples_context(
     """
     recipe = open_run(run)
     planned = {p.stage.name: p for p in locate(recipe, run)}
-    ids, followed = _ids(planned), _followed(planned)
-    drawn = draw(ids, followed, limit, recipe.seed)
+    ids, followed = ids_of(planned), followed_of(planned)
+    wanted = examples(planned, ids, recipe.seed)
+    drawn, exchanged = exchange(draw(ids, followed, limit, recipe.seed), followed, wanted)
     count = sum(map(len, drawn.values()))
     pictures = Pictures(run, assets, page, min(_HEAVIEST, _WEIGHT // max(1, count)))
     rows: list[dict[str, Any]] = []
@@ -71,67 +71,18 @@ def samples_context(
     return {
         "shown": len(rows),
         "total": sum(len(own) for own in ids.values()),
-        "splits": [(s, len(drawn[s]), len(ids[s])) for s in _SPLITS if ids.get(s)],
+        "splits": [(s, len(drawn[s]), len(ids[s])) for s in ids if ids[s]],
+        "exchanged": exchanged,
         "followed": sum("followed" in row for row in rows),
         "index": as_data(rows),
+        "words": as_data(WORDS),
+        "links": partial(_link, {split: set(own) for split, own in drawn.items()}),
         "blocks": blocks,
         "corpus": [_block("\0".join(texts[i : i + _CHUNK])) for i in range(0, len(texts), _CHUNK)],
         "chunk": _CHUNK,
         "pictures": pictures.urls,
         "verified": recipe.data.miniworld,
     }
-
-
-# --- which samples --------------------------------------------------------------------------
-
-
-def _ids(planned: Mapping[str, Planned]) -> dict[str, list[str]]:
-    """The samples of each split; none of a run whose data is not there yet."""
-    data = planned["data"].folder
-    have = [split for split in _SPLITS if data.done and data.has(split, 0)]
-    return {split: [s.id for s in data.records(split, Sample)] for split in have}
-
-
-def _followed(planned: Mapping[str, Planned]) -> set[tuple[str, str]]:
-    """Calibration samples, by split and id, that checkpoints were asked about."""
-    folders = [p.folder for name, p in planned.items() if name.startswith("eval/")]
-    own = [f for f in folders if f.done and f.has("calibration", 0)]
-    answered = (r.sample_id for f in own for r in f.records("calibration", Response))
-    return {("calibration", sample_id) for sample_id in answered}
-
-
-def draw(
-    ids: Mapping[str, Sequence[str]],
-    followed: Collection[tuple[str, str]],
-    limit: int,
-    seed: int,
-) -> dict[str, list[str]]:
-    """Which samples are shown, by split: followed ones, and the others by a uniform draw.
-
-    The splits share the limit evenly; what one of them has too few for goes to the others. The draw
-    depends on the seed and the samples' ids alone, so a smaller limit shows some of the same.
-    """
-    shares = _shares({split: len(own) for split, own in ids.items()}, limit)
-
-    def place(split: str, sample_id: str) -> tuple[bool, bytes]:
-        lot = hashlib.sha256(f"report\n{seed}\n{split}\n{sample_id}".encode()).digest()
-        return (split, sample_id) not in followed, lot
-
-    return {
-        split: sorted(own, key=partial(place, split))[: shares[split]] for split, own in ids.items()
-    }
-
-
-def _shares(sizes: Mapping[str, int], limit: int) -> dict[str, int]:
-    """How many samples of each split are shown; what is left over goes to the first ones."""
-    shares = dict.fromkeys(sizes, 0)
-    left = max(0, limit)
-    while left and (short := [s for s in sizes if shares[s] < sizes[s]]):
-        for i, split in enumerate(short):
-            more = min(sizes[split] - shares[split], left // len(short) + (i < left % len(short)))
-            shares[split] += more
-        left = max(0, limit) - sum(shares.values())
-    return shares
 
 
 def _stories(run: Path, drawn: Mapping[str, Sequence[str]]) -> Iterator[tuple[Story, Reader]]:
@@ -142,6 +93,12 @@ def _stories(run: Path, drawn: Mapping[str, Sequence[str]]) -> Iterator[tuple[St
             sample = next(s for name, s in find(records, sample_id) if name == split)
             story = tell(records, split, sample)
             yield story, Reader(story.sample, form, partial(records.verified, story.sample))
+
+
+def _link(shown: Mapping[str, Collection[str]], stage: str, sample_id: str) -> str:
+    """Address of a sample that a stage left out, within the page; empty: it is not shown."""
+    split = split_of(stage, sample_id, shown)
+    return f"#samples?id={quote(id_of(sample_id), safe='')}&of={split}" if split else ""
 
 
 # --- what is shown of them ------------------------------------------------------------------

@@ -91,7 +91,7 @@ def panels(record: Record, charts: Charts) -> list[Panels]:
     others = tuple(
         replace(c, title=f"{one.title}: {c.title.lower()}") for one in once for c in one.charts
     )
-    return [p for p in (*made, Panels("Training before the iterations", "", others)) if p.charts]
+    return [p for p in (Panels("Training before the iterations", "", others), *made) if p.charts]
 
 
 def _rows(curve: Any) -> list[Row]:

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from selfcal.miniworld.verifier import Verification
+from selfcal.page import shortened
 from selfcal.report.reader import Reader
 from selfcal.story import Ranked, Round
 from selfcal.types import SearchNode
@@ -56,26 +57,24 @@ def tree_of(told: Round, reader: Reader) -> tuple[Branch, ...]:
     """The search tree of a round; nothing where there is none, or more of it than can be read."""
     if len(told.nodes) > MOST:
         return ()
-    nodes = {n.node: n for n in told.nodes}
+    # whatever a file says, it is a tree: each number once, and above it a smaller one or none
+    nodes = {n.node: n for n in told.nodes if n.node >= 0}
     below: dict[int, list[SearchNode]] = defaultdict(list)
-    for n in told.nodes:
-        known = n.parent in nodes and n.parent < n.node  # whatever a file says, it is a tree
+    for n in nodes.values():
+        known = n.parent in nodes and n.parent < n.node
         below[n.parent if known else -1].append(n)
     leaves = {r.candidate.index: r for r in told.candidates}
     status = _statuses(below, reader)
     guided = any(r.candidate.sentence_rewards for r in told.candidates)
     twigs = {
         n.node: Twig(
-            _short(n.text.strip()), status.get(n.node, ""), n.logprob, n.tokens, n.draws,
+            safe(shortened(n.text.strip(), _LONGEST)), status.get(n.node, ""),
+            n.logprob, n.tokens, n.draws,
             n.reward if guided else None, n.kept, leaves.get(n.candidate),
         )
-        for n in told.nodes
+        for n in nodes.values()
     }  # fmt: skip
     return tuple(_branch(n, below, twigs, 0) for n in _in_order(below[-1]))
-
-
-def _short(text: str) -> str:
-    return safe(text if len(text) <= _LONGEST else f"{text[:_LONGEST]} …")
 
 
 def _branch(

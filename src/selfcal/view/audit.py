@@ -31,7 +31,7 @@ from selfcal.types import Candidate, Judgment, Sample, Verdict
 from selfcal.view.findings import figure_cell, show_findings
 from selfcal.view.rewards import audit_online, is_online, show_rewards
 from selfcal.view.status import command
-from selfcal.view.text import console, heading, safe, table
+from selfcal.view.text import amount, console, heading, safe, table
 
 
 def audit_command(run: Path, as_json: bool, labels: Path | None) -> None:
@@ -73,7 +73,12 @@ def audit_run(run: Path, labels: Path | None = None) -> dict[str, JSON]:
     def asked() -> Iterator[Asked]:
         for t in rounds:
             for sample_id, own, given in sample_by_sample(planned, t):
-                sample = samples[sample_id]
+                if (sample := samples.get(sample_id)) is None:
+                    raise StoreError(
+                        f"{run}: iter-{t}/candidates holds {sample_id[:200]!r}, which is no sample "
+                        f"of data/calibration; one of the two is damaged: delete its folder and "
+                        f"{command('run', '--out', run)}"
+                    )
                 known: Truth = _unknown
                 if by_hand:
                     known = by_hand.of(t, sample_id, {c.index: c.text for c in own})
@@ -281,7 +286,7 @@ _BAR = 20
 
 def show_audit(out: Console, found: Mapping[str, Any]) -> None:
     """Print a report."""
-    amounts = f"{found['pairs']:,} pairs of {found['samples']:,} samples"
+    amounts = f"{amount(found['pairs'], 'pairs')} of {amount(found['samples'], 'samples')}"
     out.print(heading(f"The judge: {amounts}, {HELD[found['truth']]}"))
     rows = table("", "value", "n", "", right=["value", "n"])
     for name, about in ABOUT.items():
@@ -295,7 +300,7 @@ def show_audit(out: Console, found: Mapping[str, Any]) -> None:
         _show_parts(out, "By iteration", found["iterations"])
     _show_reliability(out, found["reliability"])
     _show_lengths(out, found["length_bins"])
-    show_findings(out, found["findings"])
+    show_findings(out, found)
 
 
 def _show_parts(out: Console, title: str, parts: Mapping[str, Mapping[str, Any]]) -> None:

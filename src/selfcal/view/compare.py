@@ -27,6 +27,8 @@ PATHS = (
     "inconsistency",
 )  # fmt: skip
 """What is followed over the checkpoints, and drawn."""
+PATH = " from checkpoint to checkpoint"
+"""What the title of a metric's path ends with."""
 _GAP = 2
 """Spaces between columns."""
 _FEW = 10
@@ -183,10 +185,11 @@ def difference_caption(found: Comparison) -> str:
     drawn = "seeds, and within each of samples" if max(seeds.values(), default=1) > 1 else "samples"
     answers = ", ".join(f"{name} {d.n:,}" for name, d in own.items())
     said = [
-        f"In brackets, the {found.level:.0%} interval: {found.resamples:,} resamples of {drawn}, "
-        "the same for both recipes, as they answered the same questions.",
+        f"In brackets, the {percent(found.level)} interval: {found.resamples:,} resamples of "
+        f"{drawn}, the same for both recipes, as they answered the same questions.",
         f"Corrected for {_amount(comparisons, 'comparison')} with {found.baseline} for each "
-        f"metric and category (Bonferroni: each interval is one of {bonferroni(comparisons):.2%}).",
+        "metric and category (Bonferroni: each interval is one of "
+        f"{percent(bonferroni(comparisons))}).",
         f"* the interval leaves out 0. Answers compared: {answers}.",
     ]
     if found.shared:
@@ -205,12 +208,17 @@ def difference_caption(found: Comparison) -> str:
     return " ".join(said)
 
 
+def percent(share: float) -> str:
+    """A share in percent, in as many digits as it needs: `95 %`, `98.33 %`."""
+    return f"{100 * share:.4g} %"
+
+
 def _trajectory(found: Comparison, metric: str) -> Sheet:
     own = [v for v in found.trajectory if v.metric == metric]
     checkpoints = list(dict.fromkeys(v.checkpoint for v in own))
     at = {(v.recipe, v.checkpoint): v for v in own}
     rows = tuple((r, *(_value(at.get((r, c))) for c in checkpoints)) for r in found.recipes)
-    return Sheet(f"{metric} from checkpoint to checkpoint", ("", *checkpoints), rows)
+    return Sheet(f"{metric}{PATH}", ("", *checkpoints), rows)
 
 
 def _pairs(found: Comparison) -> Sheet:

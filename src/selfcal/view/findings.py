@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
 from rich.text import Text
 
+from selfcal.judge.audit import FEWEST
 from selfcal.view.text import heading, safe, value
 
 
@@ -20,10 +21,16 @@ def figure_cell(figure: Mapping[str, Any]) -> Text:
     return Text.assemble((shown, "bold"), (f" {rest}" if rest else "", "dim"))
 
 
-def show_findings(out: Console, findings: Sequence[str]) -> None:
-    """Print the findings, or that there are none."""
+TOO_FEW = f"No figure that has a limit has {FEWEST} values or more."
+NONE = "No figure is clearly beyond its limit."
+
+
+def show_findings(out: Console, found: Mapping[str, Any]) -> None:
+    """Print the findings of an audit, or that there are none, or that nobody could tell."""
     out.print(heading("Findings"))
-    if not findings:
-        out.print("None: no figure is clearly beyond its limit.")
-    for text in findings:
+    if not found["enough"]:
+        out.print(f"Too few to tell: {TOO_FEW[0].lower()}{TOO_FEW[1:]}")
+    elif not found["findings"]:
+        out.print(f"None: {NONE[0].lower()}{NONE[1:]}")
+    for text in found["findings"]:
         out.print(Text.assemble(("! ", "yellow"), safe(text)), soft_wrap=True)

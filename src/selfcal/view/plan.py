@@ -13,9 +13,9 @@ from selfcal.cost.machine import GIB, Machine, disk_free, machine
 from selfcal.cost.needs import RESPONSE_TOKENS, Need, Needs
 from selfcal.cost.sizes import SizeError
 from selfcal.pipeline import Planned
-from selfcal.recipe import Recipe
+from selfcal.recipe import FileLabels, Recipe
 from selfcal.stage import Stage
-from selfcal.view.text import duration, heading, large, safe, table
+from selfcal.view.text import amount, duration, heading, large, safe, table
 
 
 def show_plan(
@@ -45,7 +45,8 @@ def show_plan(
         s, need = p.stage, needs.get(p.stage.name, Need(p.stage.name))
         style = "dim" if s.name in done else "red" if need.memory > on.memory else ""
         mark = "✓ " if s.name in done else "  " if done else ""
-        cells = (mark + safe(s.name), safe(s.about), f"{s.size:,}", s.unit, *_figures(need))
+        size = amount(s.size, s.unit).split(" ", 1)
+        cells = (mark + safe(s.name), safe(s.about), *size, *_figures(need))
         rows.add_row(*(Text(c, style=style) for c in cells))
     out.print(rows)
     out.print()
@@ -57,6 +58,7 @@ def show_plan(
     to_do = [p.stage for p in planned if p.stage.name not in done]
     for line in _cost(recipe, to_do):
         out.print(line, soft_wrap=True)
+    show_warnings(out, recipe, planned)
     ahead = [needs[s.name] for s in to_do if s.name in needs]
     for line in _machine(on, known, ahead) if known else [why]:
         out.print(safe(line), soft_wrap=True)
@@ -64,6 +66,20 @@ def show_plan(
     for line in refused:
         out.print(Text(safe(line), "red"), soft_wrap=True)
     return not refused
+
+
+def show_warnings(out: Console, recipe: Recipe, planned: Sequence[Planned]) -> None:
+    """Print what can be run and will hardly come out well."""
+    labels = recipe.judge.labels
+    asked = any(p.stage.name == "judge/labels" for p in planned)
+    if not (asked and isinstance(labels, FileLabels) and Path(labels.path).is_file()):
+        return
+    from selfcal.judge.label_file import few_labels, read_label_file, split_labels
+
+    path = Path(labels.path)
+    pairs = read_label_file(path, recipe.judge.sees).pairs
+    if warning := few_labels(*map(len, split_labels(path, pairs, recipe.judge.holdout))):
+        out.print(Text(f"! {warning}", "yellow"), soft_wrap=True)
 
 
 def _needs(
@@ -128,9 +144,8 @@ def _over_disk(left: Sequence[Need], where: str) -> list[str]:
 
 def title(recipe: Recipe) -> str:
     """A recipe in one line."""
-    times = "iteration" if recipe.iterations == 1 else "iterations"
     return (
-        f"{recipe.name} · method {recipe.method} · {recipe.iterations} {times} · "
+        f"{recipe.name} · method {recipe.method} · {amount(recipe.iterations, 'iterations')} · "
         f"seed {recipe.seed} · {recipe.policy.model}"
     )
 
@@ -138,14 +153,14 @@ def title(recipe: Recipe) -> str:
 def _cost(recipe: Recipe, stages: list[Stage]) -> list[str]:
     cost = count(recipe, stages)
     parts = [
-        (cost.tokens, "up to {} generated tokens"),
-        (cost.comparisons, "about {} comparisons by the judge"),
-        (cost.steps, "{} optimizer steps"),
-        (cost.dpo_rows, "up to {} preference pairs"),
-        (cost.requests, "up to {} requests to a server"),
+        (cost.tokens, "up to {} generated token{}"),
+        (cost.comparisons, "about {} comparison{} by the judge"),
+        (cost.steps, "{} optimizer step{}"),
+        (cost.dpo_rows, "up to {} preference pair{}"),
+        (cost.requests, "up to {} request{} to a server"),
     ]
-    said = ", ".join(words.format(large(n)) for n, words in parts if n)
-    lines = [f"Cost of {len(stages)} stages: {said or 'nothing to speak of'}."]
+    said = ", ".join(words.format(large(n), "" if n == 1 else "s") for n, words in parts if n)
+    lines = [f"Cost of {amount(len(stages), 'stages')}: {said or 'nothing to speak of'}."]
     if stages and shipped(recipe):
         minutes = max(1, round(sum(guess(recipe, s) for s in stages) / 60))
         lines.append(f"Roughly {duration(60 * minutes)} on 2 CPU cores.")

@@ -80,7 +80,7 @@ def show_rewards(out: Console, found: Mapping[str, Any]) -> None:
     out.print()
     for signal in found["drift"]:
         _show_signal(out, signal, found["iterations"])
-    show_findings(out, found["findings"])
+    show_findings(out, found)
 
 
 def _show_signal(out: Console, signal: str, iterations: Mapping[str, Any]) -> None:

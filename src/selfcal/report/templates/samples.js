@@ -7,6 +7,7 @@
   if (!box) return;
   const PAGE = 50;
   const part = box.closest("section") || document.body;
+  const { FILTERS, ORDERS, byRank, inWords, reasonOf } = samplesFilters;
   const find = (what) => box.querySelector(what);
   const form = find("form");
   const rows = JSON.parse(document.getElementById("samples-index").textContent);
@@ -16,6 +17,7 @@
   let found = []; // numbers of the samples that the filters leave, in their order
   let page = 0;
   let opened = -1;
+  let picked = false; // whether a reader asked for the opened sample: then the address names it
   let turn = 0; // counts searches: a later one ends those before it
   let asked = 0; // counts samples that were asked for
   let pruned = null; // whether pruned sentences are shown, once a reader has said so
@@ -36,59 +38,6 @@
 
   // --- filters -------------------------------------------------------------------------------
 
-  const steps = (row, where) => row.steps.filter((step) => !where || step.place === where);
-  const flawsOf = (row, where) => {
-    const named = new Set();
-    const add = (whose, flaws) => {
-      for (const flaw of flaws || []) {
-        named.add(`${whose}: ${flaw}`);
-        named.add(`anywhere: ${flaw}`);
-      }
-    };
-    for (const step of steps(row, where)) {
-      add("chosen", step.chosen);
-      add("rejected", step.rejected);
-    }
-    add("last answer", row.last);
-    return named;
-  };
-  const outcomesOf = (row, where) => {
-    const named = new Set();
-    const own = steps(row, where);
-    const kept = new Set(own.filter((step) => step.kept).map((step) => step.place));
-    for (const step of own) {
-      for (const name of step.kept || []) named.add("kept").add(`kept: ${name}`);
-      if (!kept.has(step.place) && step.dropped) named.add("left out");
-      for (const name of step.dropped || []) named.add(name);
-    }
-    return named;
-  };
-  const judgeOf = (row, where) => {
-    const named = new Set();
-    for (const step of steps(row, where)) {
-      if (step.asked) named.add(step.against ? "disagree" : "agree on all");
-      if (step.worse) named.add("chosen is worse");
-    }
-    return named;
-  };
-  const FILTERS = {
-    split: (row) => new Set([row.split]),
-    category: (row) => new Set(row.category ? [row.category] : []),
-    iteration: (row) => new Set(row.steps.map((step) => step.place)),
-    outcome: outcomesOf,
-    flaw: flawsOf,
-    judge: judgeOf,
-    change: (row) => new Set(row.change ? [row.change] : []),
-  };
-  const most = (row, key) => Math.max(-1, ...row.steps.map((step) => step[key] ?? -1));
-  const ORDERS = {
-    "as drawn": null,
-    "biggest change": (row) => row.size ?? -1,
-    "widest margin": (row) => most(row, "margin"),
-    "most disagreement": (row) =>
-      Math.max(-1, ...row.steps.map((step) => (step.asked ? step.against / step.asked + (step.worse ? 1 : 0) : -1))),
-  };
-
   const option = (value, text) => {
     const made = make("option", text);
     made.value = value;
@@ -108,7 +57,11 @@
     for (const group of [...groups.keys()].sort()) {
       const into = group ? make("optgroup") : select;
       if (group) select.append(Object.assign(into, { label: group }));
-      for (const [value, text] of groups.get(group)) into.append(option(value, text));
+      for (const [value, text] of groups.get(group).sort(byRank)) {
+        const made = option(value, name === "outcome" ? inWords(text) : text);
+        made.title = made.textContent;
+        into.append(made);
+      }
     }
     select.closest("label").hidden = values.size < (name === "flaw" || name === "judge" ? 1 : 2);
   };
@@ -148,14 +101,14 @@
   // --- the list ------------------------------------------------------------------------------
 
   const chosen = () => Object.fromEntries([...new FormData(form)].filter(([, value]) => value));
-  const apply = async () => {
+  const list = async () => {
     const mine = ++turn;
     const want = chosen();
     let hits = null;
     if (want.q) {
       find(".count").textContent = "Searching …";
       hits = await search(want.q, mine);
-      if (mine !== turn) return;
+      if (mine !== turn) return false;
     }
     const where = want.iteration;
     const names = Object.keys(FILTERS).filter((name) => want[name]);
@@ -168,17 +121,28 @@
     if (order) found.sort((a, b) => order(rows[b]) - order(rows[a]) || a - b);
     page = Math.max(0, Math.floor(found.indexOf(opened) / PAGE));
     showList();
+    return true;
+  };
+  const apply = async () => {
+    if (await list()) first();
+  };
+  const first = () => {
+    if (!picked && !found.includes(opened)) {
+      if (found.length && !narrow.matches) open(found[0], false);
+      else close();
+    }
     saveHash(false);
-    if (opened < 0 && found.length && !narrow.matches) open(found[0], false);
   };
   const tagsOf = (row) => {
     const tags = make("span", undefined, "tags");
-    const add = (text, className) => tags.append(make("span", text, `tag ${className || ""}`), " ");
+    const add = (text, className, title) => {
+      tags.append(Object.assign(make("span", text, `tag ${className || ""}`), { title: title || text }), " ");
+    };
     for (const step of row.steps) {
       if (step.worse) add("✗ chosen is worse", "bad");
       if (step.kept) add(step.margin === undefined ? step.kept.join(", ") : `pair, margin ${step.margin.toFixed(2)}`);
-      else for (const why of step.dropped || []) add(`left out: ${why.split(": ").pop()}`, "unsure");
-      if (step.against) add(`≠ ${step.against} of ${step.asked}`, "unsure");
+      else for (const why of step.dropped || []) add(`left out: ${reasonOf(why)}`, "unsure", inWords(why));
+      if (step.against) add(`≠ ${step.against} of ${step.asked}`, "unsure", `judge and verifier disagree on ${step.against} of ${step.asked} pairs of candidates`);
     }
     if (row.change === "mended") add("↑ mended", "good");
     if (row.change === "spoiled") add("↓ spoiled", "bad");
@@ -235,7 +199,11 @@
   // --- one sample ----------------------------------------------------------------------------
 
   const open = async (n, byReader) => {
-    if (!rows[n] || n === opened) return byReader && enter();
+    picked = picked || byReader;
+    if (n === opened) {
+      saveHash(byReader);
+      return byReader && enter();
+    }
     const mine = ++asked;
     opened = n;
     let inside;
@@ -261,6 +229,14 @@
     saveHash(byReader);
     if (byReader) enter();
   };
+  const close = () => {
+    asked++;
+    opened = -1;
+    picked = false;
+    box.classList.remove("reading");
+    find(".opened").hidden = true;
+    find(".detail").replaceChildren();
+  };
   const enter = () => {
     box.classList.add("reading");
     const heading = find(".detail h2");
@@ -268,6 +244,10 @@
     heading?.focus({ preventScroll: true });
   };
   const leave = () => {
+    if (narrow.matches && box.classList.contains("reading")) {
+      picked = false; // the address names what is to be seen: the list
+      saveHash(true);
+    }
     box.classList.remove("reading");
     const link = find('a[aria-current="true"]') || find(".rows a") || form.elements.q;
     link.focus();
@@ -308,31 +288,37 @@
   const saveHash = (push) => {
     if (part.hidden) return;
     const values = chosen();
-    if (rows[opened] && (push || box.classList.contains("reading") || named().get("id"))) values.id = rows[opened].id;
+    if (picked && rows[opened]) values.id = rows[opened].id;
     const twice = values.id !== undefined && rows.filter((row) => row.id === values.id).length > 1;
     if (twice) values.of = rows[opened].split;
     const hash = hashOf(values);
     if (hash !== location.hash) history[push ? "pushState" : "replaceState"](null, "", hash);
   };
   const named = () => new URLSearchParams(location.hash.slice(1).split("?").slice(1).join("?"));
-  const readHash = async () => {
-    if (!/^#samples(\?|$)/.test(location.hash)) return;
+  const isOurs = (address) => /#samples(\?|$)/.test(address);
+  const readHash = async (inside) => {
+    if (!isOurs(location.hash)) return;
     const values = named();
-    if ([...values].length) {
-      for (const control of form.elements) {
-        if (control.name) control.value = values.get(control.name) || "";
-        if (control.selectedIndex === -1) control.value = "";
-      }
+    if (!inside && ![...values].length) return saveHash(false); // back from another part: all is as it was
+    for (const control of form.elements) {
+      if (control.name) control.value = values.get(control.name) || "";
+      if (control.selectedIndex === -1) control.value = "";
     }
     const is = (row) => row.id === values.get("id") && (!values.get("of") || row.split === values.get("of"));
     const n = values.has("id") ? rows.findIndex(is) : -1;
-    await apply();
-    if (n >= 0) {
-      box.classList.add("reading");
-      await open(n, false);
-      enter();
-    } else box.classList.remove("reading");
-    if (values.has("id") && n < 0) find(".count").textContent += ` – the sample ${values.get("id").slice(0, 80)} is not among those that are shown here`;
+    if (n < 0) {
+      opened = -1;
+      picked = false;
+      box.classList.remove("reading");
+      if (await list()) first();
+      if (values.has("id")) find(".count").textContent += ` – the sample ${values.get("id").slice(0, 80)} is not among those that are shown here`;
+      return;
+    }
+    if (!(await list())) return;
+    picked = true;
+    box.classList.add("reading");
+    await open(n, false);
+    enter();
   };
 
   // --- hands on ------------------------------------------------------------------------------
@@ -375,9 +361,9 @@
     else if (event.key === "k") go(-1);
     else if (event.key === "Escape") leave();
   });
-  addEventListener("hashchange", readHash);
+  addEventListener("hashchange", (event) => readHash(isOurs(event.oldURL)));
   setUp();
   box.hidden = false;
-  if (/^#samples\?/.test(location.hash)) readHash();
+  if (/^#samples\?/.test(location.hash)) readHash(true);
   else apply();
 })();
