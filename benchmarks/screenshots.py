@@ -24,6 +24,8 @@ from report import chromium, drawn
 WIDE, SAMPLES = 1280, 1_000
 LARGEST = 300_000
 """Bytes of a picture."""
+TWIGS = 15
+"""Sentences of the tree that are in the picture."""
 
 
 def telling(run: Path) -> str:
@@ -96,9 +98,11 @@ def main() -> None:
         take(page, args.out / "report-overview.png", 0, edge(page, chart, "bottom") + 16)
         page.goto(f"{file.as_uri()}#samples?id={sample}")
         page.wait_for_selector(".detail ul.tree")
-        top, end = edge(page, ".panes", "top"), edge(page, ".detail ul.tree", "bottom")
+        twigs = page.locator(".detail ul.tree .twig").count()
+        last = f".detail ul.tree .twig >> nth={min(twigs, TWIGS) - 1}"
+        top, end = edge(page, ".panes", "top"), edge(page, last, "bottom")
         page.add_style_tag(content=f".panes ol {{ max-height: {end - top - 120}px !important }}")
-        take(page, args.out / "report-sample.png", top - 12, end + 16)
+        take(page, args.out / "report-sample.png", top - 12, end + 4)
 
 
 if __name__ == "__main__":
