@@ -1,10 +1,9 @@
 """A run's images, small enough for a page: each picture once, by the digest of what it shows.
 
-Images come in through `load_image`, which refuses what is too large before it is decoded. A
-relative path must stay in the run, its links followed; an absolute one is where the user's own data
-lies, and is read there. What goes out is a thumbnail, in the page itself or in a folder beside it,
-under a name made of its digest: no name out of a run ever becomes part of a path that is written.
-An image that cannot be read is a picture with a reason instead.
+Images come in through `load_image`, which refuses what is too large before it is decoded, from
+where `place_of` lets them be. What goes out is a thumbnail, in the page itself or in a folder beside
+it, under a name made of its digest: no name out of a run ever becomes part of a path that is
+written. An image that cannot be read is a picture with a reason instead.
 """
 
 from __future__ import annotations
@@ -21,6 +20,7 @@ from urllib.parse import quote
 
 from selfcal.image import ImageError, examine, load_image
 from selfcal.store import write_bytes
+from selfcal.story import place_of
 from selfcal.view.text import safe
 
 if TYPE_CHECKING:
@@ -101,9 +101,8 @@ class Pictures:
         name = self._name(image)
         if not image:
             return Shown(name, error="none is named")
-        path = self._run / image
-        # an absolute path is where the user's own data lies; any other one stays in the run
-        if "\0" in image or not (os.path.isabs(image) or _inside(path, self._run)):
+        path = place_of(self._run, image)
+        if path is None:
             return Shown(name, error="its path leads out of the run")
         try:
             whole = load_image(path)
@@ -143,14 +142,6 @@ class Pictures:
         for own in (path, path.absolute(), path.parent, path.parent.absolute()):
             detail = detail.replace(str(own), "…")
         return safe(f"{reason.replace('-', ' ')} ({detail[:300]})")
-
-
-def _inside(path: Path, folder: Path) -> bool:
-    """Whether a path, its links followed, stays in a folder."""
-    try:
-        return path.resolve().is_relative_to(folder.resolve())
-    except (OSError, RuntimeError):  # a name that is too long, links in a circle
-        return False
 
 
 def _encoded(image: Image.Image, quality: int) -> tuple[str, bytes]:

@@ -5,6 +5,7 @@ and the report's pages only say it in their own ways. The verifier's findings ar
 people: the calibration loop never saw them.
 """
 
+from selfcal.story.images import place_of
 from selfcal.story.model import (
     Answer,
     Cell,
@@ -33,5 +34,6 @@ __all__ = [
     "TrainingDrops",
     "Written",
     "find",
+    "place_of",
     "tell",
 ]
