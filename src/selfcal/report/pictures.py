@@ -1,8 +1,8 @@
 """A run's images, small enough for a page: each picture once, by the digest of what it shows.
 
 Images come in through `load_image`, which refuses what is too large before it is decoded, from
-where `place_of` lets them be. What goes out is a thumbnail, in the page itself or in a folder beside
-it, under a name made of its digest: no name out of a run ever becomes part of a path that is
+where `place_of` lets them be. What goes out is a thumbnail, in the page itself or in a folder
+beside it, under a name made of its digest: no name out of a run ever becomes part of a path that is
 written. An image that cannot be read is a picture with a reason instead.
 """
 
