@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from selfcal import clock
-from selfcal.errors import SelfcalError, StoreError
+from selfcal.errors import SelfcalError, StoreError, first_fault
 from selfcal.lock import LOCK_FILES, RunLock
 from selfcal.methods import load_method
 from selfcal.policy import model_digest
@@ -361,8 +361,7 @@ def open_run(run: Path) -> Recipe:
             own.setdefault("followed", 0)  # nothing was, in runs from before it
         return Recipe.model_validate(values)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        why = f"{'.'.join(map(str, first['loc']))}: {first['msg']}".removeprefix(": ")
+        why = first_fault(error)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise StoreError(f"{path}: is no record of a run; run the recipe again") from error
     raise StoreError(f"{path}: {why}; {_other_version(found.get('format'))}")

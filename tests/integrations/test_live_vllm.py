@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from selfcal.policy import Policy, load_policy, prompt_text
-from selfcal.recipe.settings import Server
+from selfcal.recipe import Server
 from selfcal.search import Sampling, SearchLimits, beam, respond, search
 from selfcal.search.jobs import Job, Sentence
 from selfcal.search.probe import Served, Wants, check_server

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from selfcal.policy import Policy, prompt_text
-from selfcal.recipe.settings import Server
+from selfcal.recipe import Server
 from selfcal.search import Sampling, SearchLimits, search, served
 from selfcal.search.probe import Wants, check_server
 from selfcal.search.served import ServedEngine

@@ -13,7 +13,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 
 from selfcal.policy import ModelError, load_policy
-from selfcal.recipe.settings import Lora, Training
+from selfcal.recipe import Lora, Training
 from selfcal.search.stacked import CONFIG, WEIGHTS, adapters_of, stack
 from selfcal.train import Run, sft
 from selfcal.types import Sample

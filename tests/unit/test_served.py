@@ -22,8 +22,7 @@ from selfcal.methods.parts import serving
 from selfcal.miniworld.models import build_processor, build_tokenizer
 from selfcal.policy import ModelError, prompt_text
 from selfcal.rationale import sentence_end
-from selfcal.recipe import Recipe
-from selfcal.recipe.settings import Server
+from selfcal.recipe import Recipe, Server
 from selfcal.search import Found, Sampling, SearchLimits, respond, search, served
 from selfcal.search.jobs import Ask, Job, Sentence
 from selfcal.search.probe import Wants, check_server, find_model

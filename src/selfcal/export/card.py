@@ -20,7 +20,7 @@ from selfcal.recipe import Recipe
 from selfcal.store import write_text
 
 if TYPE_CHECKING:
-    from selfcal.recipe.settings import Settings
+    from selfcal.recipe import Settings
 
 FILL_IN = "unknown"
 """The hub's name of a licence that nobody has named yet."""

@@ -18,7 +18,7 @@ from typing import Annotated, BinaryIO, Literal
 from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from selfcal.errors import SelfcalError
+from selfcal.errors import SelfcalError, first_fault
 from selfcal.judge.quality import SIGN
 from selfcal.people.judged import Key
 from selfcal.store import explained, write_bytes
@@ -162,11 +162,8 @@ class LabelFile:
         try:
             return Label.model_validate_json(line)
         except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            where = ".".join(map(str, first["loc"]))
             raise SelfcalError(
-                f"{self.path}: line {number}: {where + ': ' if where else ''}{first['msg']}; "
-                "correct the line or delete it"
+                f"{self.path}: line {number}: {first_fault(error)}; correct the line or delete it"
             ) from error
 
 

@@ -1,7 +1,7 @@
-"""Which pairs people are shown: a seeded draw out of all that the judge compared.
+"""Which pairs people are shown: a seeded draw out of all that the judge compared in first searches.
 
-Every pair of different texts has the same chance, whatever the judge said of it, so what is found
-on the drawn pairs is an unbiased estimate for all of them. The draw is a fixed order: of a sample's
+Every pair of different texts has nearly the same chance, whatever the judge said of it, so what is
+found on the drawn pairs is a fair estimate for all. The draw is a fixed order: of a sample's
 `m` pairs, shuffled, the k-th stands at `(k + u) / m` for one random `u` a sample, and the lowest
 come first. So each pair's place is uniform on [0, 1], a sample's pairs lie as far apart as they
 can, a shorter draw is the beginning of a longer one, and who stops early has judged a fair draw,

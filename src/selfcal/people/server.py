@@ -27,7 +27,7 @@ from starlette.responses import HTMLResponse, PlainTextResponse, RedirectRespons
 from starlette.routing import Route
 
 from selfcal import page
-from selfcal.errors import SelfcalError, StoreError
+from selfcal.errors import SelfcalError, StoreError, first_fault
 from selfcal.judge.asking import asked_question
 from selfcal.people.agreement import Agreement, agreement_of
 from selfcal.people.forms import FLAWS, Said, before, label_of, ordered, pair_id, response
@@ -154,9 +154,7 @@ class _Pages:
         try:
             said = Said.model_validate(given)
         except ValidationError as error:
-            first = error.errors(include_url=False, include_input=False)[0]
-            where = ".".join(map(str, first["loc"]))
-            raise HTTPException(400, f"{where}: {first['msg']}") from error
+            raise HTTPException(400, first_fault(error)) from error
         return await run_in_threadpool(self._keep, said)
 
     def _keep(self, said: Said) -> Response:

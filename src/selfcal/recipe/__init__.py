@@ -3,41 +3,45 @@
 A recipe says everything that a run depends on. It is read once, at the edge.
 """
 
-from selfcal.recipe.load import RecipeError, explain, load_recipe, nearest, read_configuration
-from selfcal.recipe.settings import (
-    Curate,
-    Data,
-    Dpo,
+from selfcal.recipe.asked import (
     Endpoint,
     EndpointLabels,
     EndpointMarker,
     EndpointTeacher,
-    Evaluate,
     FileLabels,
     FileTeacher,
-    Grpo,
-    Judge,
     JudgeEndpoint,
-    JudgeTraining,
     Labels,
     Local,
     LocalLabels,
     LocalMarker,
     LocalTeacher,
-    Lora,
     Marker,
     MiniWorldTeacher,
+    Teacher,
+    VerifierLabels,
+)
+from selfcal.recipe.base import Settings
+from selfcal.recipe.load import RecipeError, explain, load_recipe, nearest, read_configuration
+from selfcal.recipe.settings import (
+    Curate,
+    Data,
+    Evaluate,
+    Judge,
     Policy,
     Recipe,
     Reward,
-    Rft,
     Search,
     Server,
-    Settings,
     Source,
-    Teacher,
+)
+from selfcal.recipe.training import (
+    Dpo,
+    Grpo,
+    JudgeTraining,
+    Lora,
+    Rft,
     Training,
-    VerifierLabels,
 )
 
 __all__ = [

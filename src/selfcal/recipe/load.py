@@ -12,7 +12,10 @@ import yaml
 from pydantic import ValidationError
 
 from selfcal.errors import SelfcalError
-from selfcal.recipe.settings import Recipe, Settings, Training, in_full
+from selfcal.recipe.asked import in_full
+from selfcal.recipe.base import Settings
+from selfcal.recipe.settings import Recipe
+from selfcal.recipe.training import Training
 
 
 class RecipeError(SelfcalError):

@@ -6,31 +6,20 @@ paper gives a number (SRC, ICML 2025, arXiv 2509.13919).
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-Positive = Annotated[int, Field(gt=0)]
-Count = Annotated[int, Field(ge=0)]
-Share = Annotated[float, Field(ge=0, le=1)]
-
-
-class Settings(BaseModel):
-    """Frozen settings that refuse unknown keys."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-def _kind(default: str) -> Callable[[Any], Any]:
-    """The kind of settings that go by kind, where a recipe does not say it."""
-    return lambda given: {"kind": default, **given} if isinstance(given, dict) else given
-
-
-def in_full(given: Any) -> Any:
-    """Settings of kind `file` that a recipe spells as the file's path alone."""
-    return {"kind": "file", "path": given} if isinstance(given, str) else given
+from selfcal.recipe.asked import (
+    JudgeEndpoint,
+    Labels,
+    Marker,
+    MiniWorldTeacher,
+    Teacher,
+    VerifierLabels,
+)
+from selfcal.recipe.base import Count, Positive, Settings, Share
+from selfcal.recipe.training import Dpo, Grpo, JudgeTraining, Rft
 
 
 class Source(Settings):
@@ -124,209 +113,6 @@ class Policy(Settings):
     """Of a local model's files. Filled in when a run starts; named here, it must be this one."""
 
 
-class Spending(Settings):
-    """What may be spent on a server in one run; None: no limit."""
-
-    requests: Positive | None = None
-    tokens: Positive | None = None
-    """Of prompts and replies together."""
-
-
-class Endpoint(Settings):
-    """An OpenAI-compatible server."""
-
-    base_url: str = "http://127.0.0.1:8000/v1"
-    model: Annotated[str, Field(min_length=1)]
-    api_key_env: str = "OPENAI_API_KEY"
-    """Environment variable that holds the key; the key itself never stands in a recipe."""
-    temperature: Annotated[float, Field(ge=0)] = 0.0
-    max_tokens: Positive = 1024
-    timeout: Annotated[float, Field(gt=0)] = 120.0
-    retries: Annotated[int, Field(ge=0)] = 4
-    concurrency: Positive = 16
-    """Requests at the same time."""
-    budget: Spending = Spending()
-    """Past it the run stops; it goes on when the budget is raised."""
-    cache: bool = True
-    """Whether replies are kept on disk, by content, so that a question is paid for once."""
-    prompts: dict[str, str] = Field(default_factory=dict)
-    """Files that replace built-in prompts, by the prompt's name."""
-
-
-class Local(Settings):
-    """A model that transformers loads, in the place of a server."""
-
-    model: Annotated[str, Field(min_length=1)]
-    """A folder, or a name on the Hugging Face hub."""
-    digest: str | None = None
-    """As `policy.digest`."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
-    temperature: Annotated[float, Field(ge=0)] = 0.0
-    max_tokens: Positive = 1024
-    batch_size: Positive = 8
-    prompts: dict[str, str] = Field(default_factory=dict)
-    """As of an endpoint."""
-
-
-class MiniWorldTeacher(Settings):
-    """The built-in teacher of the built-in world."""
-
-    kind: Literal["miniworld"] = "miniworld"
-    error_rate: Share = 0.05
-    """It errs this often, as a real one does."""
-
-
-class EndpointTeacher(Endpoint):
-    """A strong vision-language model behind a server."""
-
-    kind: Literal["endpoint"] = "endpoint"
-
-
-class LocalTeacher(Local):
-    """A vision-language model on this machine."""
-
-    kind: Literal["local"] = "local"
-
-
-class FileTeacher(Settings):
-    """Rationale-answer pairs, and facts, that are there already."""
-
-    kind: Literal["file"] = "file"
-    path: str
-    """A .jsonl or .parquet file with a row a sample."""
-    digest: str | None = None
-    """Of the file. Filled in when a run starts; named here, it must be this one."""
-    columns: dict[str, str] = Field(default_factory=dict)
-    """Column of each of `id`, `rationale`, `answer`, `facts` where it is called otherwise."""
-
-
-Teacher = Annotated[
-    MiniWorldTeacher | EndpointTeacher | LocalTeacher | FileTeacher,
-    Field(discriminator="kind"),
-    BeforeValidator(_kind("miniworld")),
-]
-"""Who writes the rationale-answer pairs of stage 1."""
-
-
-class Lora(Settings):
-    """A LoRA adapter on the language model's linear layers."""
-
-    rank: Positive
-    alpha: Positive
-    dropout: Share = 0.0
-    four_bit: bool = False
-    """QLoRA (arXiv 2305.14314): while it trains, the frozen weights are held in 4 bits; needs
-    bitsandbytes and a GPU."""
-
-
-class Training(Settings):
-    """One training by TRL."""
-
-    lora: Lora | None = None
-    """None trains all weights."""
-    learning_rate: Annotated[float, Field(gt=0)]
-    batch_size: Positive = 16
-    """Samples an optimizer step."""
-    micro_batch_size: Positive | None = None
-    """Samples a forward pass; None: the whole batch. The rest is gradient accumulation."""
-    epochs: Annotated[float, Field(gt=0)] = 1.0
-    steps: Positive | None = None
-    """Optimizer steps; overrides `epochs`."""
-    scheduler: Literal["cosine", "linear", "constant"] = "cosine"
-    warmup: Share = 0.03
-    """Share of the steps."""
-    max_length: Positive = 2048
-    """Rows with more tokens than this are left out and counted, never cut."""
-    save_steps: Positive | None = None
-    """Checkpoint interval for resuming; None: a killed training starts over."""
-    gradient_checkpointing: bool = False
-    liger: bool = False
-    """Fused Triton kernels of liger-kernel; needs a GPU."""
-    optimizer: str = "adamw_torch_fused"
-    """By transformers' name, such as `paged_adamw_8bit`."""
-    deepspeed: str | None = None
-    """DeepSpeed's configuration file, which is handed to accelerate."""
-    fsdp: str | None = None
-    """FSDP's configuration file (the `fsdp_config` of transformers), handed on likewise."""
-
-    @model_validator(mode="after")
-    def _one_way_to_share(self) -> Training:
-        if self.deepspeed and self.fsdp:
-            raise ValueError("deepspeed, fsdp: give one of them")
-        if self.fsdp and self.lora is not None and self.lora.four_bit:
-            raise ValueError("lora.four_bit: not with fsdp; set it to false, or leave out fsdp")
-        return self
-
-    def steps_for(self, rows: int) -> int:
-        """Optimizer steps that a training on so many rows takes."""
-        return self.steps or max(1, math.ceil(rows / self.batch_size * self.epochs))
-
-
-class Rft(Training):
-    """Stage 1: light SFT on the teacher's RAPs."""
-
-    lora: Lora | None = Lora(rank=4, alpha=8)
-    learning_rate: Annotated[float, Field(gt=0)] = 1e-5
-
-
-class JudgeTraining(Training):
-    """Stage 3: SFT of the R-Scorer on labelled pairs; the paper gives no numbers."""
-
-    lora: Lora | None = Lora(rank=16, alpha=32)
-    learning_rate: Annotated[float, Field(gt=0)] = 1e-4
-
-
-class Dpo(Training):
-    """Stage 4: DPO with an SFT term on the chosen response (RPO)."""
-
-    lora: Lora | None = Lora(rank=256, alpha=512)
-    learning_rate: Annotated[float, Field(gt=0)] = 5e-7
-    beta: Annotated[float, Field(gt=0)] = 0.1
-    sft_weight: Annotated[float, Field(ge=0)] = 0.02
-
-
-class Grpo(Training):
-    """Online methods: GRPO (arXiv 2402.03300) by TRL, on groups of the policy's own responses."""
-
-    lora: Lora | None = Lora(rank=64, alpha=128)
-    learning_rate: Annotated[float, Field(gt=0)] = 1e-5
-    batch_size: Positive = 64
-    """Responses an optimizer step: whole groups."""
-    scheduler: Literal["cosine", "linear", "constant"] = "constant"
-    """A budget of tokens may end the training before its last step."""
-    group: Annotated[int, Field(ge=2)] = 8
-    """Responses to one prompt."""
-    temperature: Annotated[float, Field(gt=0)] = 1.0
-    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    max_new_tokens: Positive = 512
-    updates: Positive = 1
-    """Optimizer steps on each batch of responses."""
-    clip: Annotated[float, Field(gt=0)] = 0.2
-    """Epsilon of the clipped probability ratio; at one update a batch nothing is clipped."""
-    kl: Annotated[float, Field(ge=0)] = 0.0
-    """Weight of the divergence from the iteration's first policy (beta)."""
-    loss: Literal["grpo", "bnpo", "dr_grpo", "dapo"] = "dapo"
-    """How token losses are averaged, by TRL's names."""
-    scale: Literal["group", "none"] = "group"
-    """Whether advantages are divided by the standard deviation of their group."""
-    format_weight: Annotated[float, Field(ge=0)] = 0.1
-    """Of the RAP format in the task reward, beside 1 for a right answer."""
-
-    @model_validator(mode="after")
-    def _whole_groups(self) -> Grpo:
-        if self.batch_size % self.group:
-            raise ValueError(
-                f"batch_size: {self.batch_size} responses are no whole groups of {self.group}; "
-                "set it to a multiple of `group`"
-            )
-        if self.save_steps and self.save_steps % self.updates:
-            raise ValueError(
-                f"save_steps: {self.save_steps} would cut a batch in two; set it to a multiple of "
-                f"`updates` ({self.updates})"
-            )
-        return self
-
-
 class Search(Settings):
     """Stage 2: sentence-level beam search."""
 
@@ -357,53 +143,6 @@ class Search(Settings):
     they do not fit."""
     prompt_tokens: Positive = 8192
     """Text tokens of prompts that are read at once, at most."""
-
-
-class VerifierLabels(Settings):
-    """MiniWorld's verifier, which knows the truth."""
-
-    kind: Literal["verifier"] = "verifier"
-
-
-class EndpointLabels(Endpoint):
-    """A strong language model behind a server."""
-
-    kind: Literal["endpoint"] = "endpoint"
-
-
-class LocalLabels(Local):
-    """A language model on this machine."""
-
-    kind: Literal["local"] = "local"
-
-
-class FileLabels(Settings):
-    """Verdicts on pairs of responses that are there already, such as people's."""
-
-    kind: Literal["file"] = "file"
-    path: Annotated[str, Field(min_length=1)]
-    """A .jsonl or .parquet file with a row a pair (docs/judge.md)."""
-    digest: str | None = None
-    """Of the file. Filled in when a run starts; named here, it must be this one."""
-    pairs: Count | None = None
-    """Its usable pairs. Filled in when a run starts."""
-
-
-Labels = Annotated[
-    VerifierLabels | EndpointLabels | LocalLabels | FileLabels,
-    Field(discriminator="kind"),
-    BeforeValidator(_kind("verifier")),
-    BeforeValidator(in_full),
-]
-"""Who gives the R-Scorer its training verdicts; a path alone means a file of them."""
-
-
-class JudgeEndpoint(Endpoint):
-    """A strong model behind a server that compares by itself, without an R-Scorer."""
-
-    max_tokens: Positive = 16
-    votes: Positive = 5
-    """Answers to each question where the server gives no log-probabilities."""
 
 
 class Judge(Settings):
@@ -475,28 +214,6 @@ class Curate(Settings):
     widen: Annotated[float, Field(gt=1)] = 2.0
     """How many times as many candidates the wider search wants, at as much higher temperature as
     its square root."""
-
-
-class EndpointMarker(Endpoint):
-    """A strong model behind a server."""
-
-    kind: Literal["endpoint"] = "endpoint"
-    sees: bool = True
-    """Whether it is shown the image; else it reads the facts."""
-
-
-class LocalMarker(Local):
-    """A model on this machine."""
-
-    kind: Literal["local"] = "local"
-    sees: bool = True
-    """Whether it is shown the image; else it reads the facts."""
-
-
-Marker = Annotated[
-    EndpointMarker | LocalMarker, Field(discriminator="kind"), BeforeValidator(_kind("endpoint"))
-]
-"""Who marks the flaws of rationales."""
 
 
 class Evaluate(Settings):

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from selfcal.errors import SelfcalError
 from selfcal.judge.audit import FEWEST
 from selfcal.judge.label_file import few_labels
 from selfcal.people import agreement_of
@@ -142,7 +143,11 @@ def _further(record: Record) -> bool:
 
 def _people(record: Record) -> list[Figures]:
     """How far people agree with the judge, where some have labelled pairs (`selfcal audit`)."""
-    found = agreement_of(record.run)
+    title = "People, the judge and the verifier"
+    try:
+        found = agreement_of(record.run)
+    except SelfcalError as error:  # the rest of the report does not hang on labels
+        return [Figures(title, ("", ""), (("not known", str(error)),))]
     if found is None:
         return []
     agreed = [*found.between, *found.with_judge, *found.with_verifier]
@@ -154,7 +159,7 @@ def _people(record: Record) -> list[Figures]:
     )
     about += "".join(f" {n:,} {LEFT_OUT[name]}." for name, n in found.left_out.items() if n)
     columns = ("", "kappa", "same verdict", "pairs")
-    return [Figures("People, the judge and the verifier", columns, _agreed(agreed), about)]
+    return [Figures(title, columns, _agreed(agreed), about)]
 
 
 def _agreed(agreed: Sequence[Agreed]) -> tuple[tuple[str, ...], ...]:

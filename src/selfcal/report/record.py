@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 from pydantic import AwareDatetime, BaseModel, Field, ValidationError, field_validator
 
-from selfcal.errors import StoreError
+from selfcal.errors import StoreError, first_fault
 from selfcal.lock import lock_holder
 from selfcal.pipeline import Planned, locate, open_run
 from selfcal.recipe import Recipe
@@ -125,10 +125,8 @@ def _checked(folder: StageDir) -> Mapping[str, Any]:
     try:
         _Manifest.model_validate_json(json.dumps(found))
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(map(str, first["loc"]))
         raise StoreError(
-            f"{folder.path / MANIFEST}: {where}: {first['msg']}; put a copy of the file back, or "
+            f"{folder.path / MANIFEST}: {first_fault(error)}; put a copy of the file back, or "
             "delete it and run the recipe again: the stage is redone"
         ) from None
     return found

@@ -29,8 +29,8 @@ from selfcal.story import Records, Rollouts, Round, Story, Written, find, tell
 from selfcal.view.text import safe
 
 TEMPLATES = Path(__file__).parent / "templates"
-SCRIPT = "".join((TEMPLATES / f"samples{part}.js").read_text() for part in ("-filters", ""))
-STYLE = (TEMPLATES / "samples.css").read_text()
+SCRIPT = "".join((TEMPLATES / f"samples{part}.js").read_text("utf-8") for part in ("-filters", ""))
+STYLE = (TEMPLATES / "samples.css").read_text("utf-8")
 _CHUNK = 200
 """Samples whose texts are searched at once."""
 _WEIGHT = 8_000_000

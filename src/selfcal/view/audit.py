@@ -19,7 +19,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from rich.console import Console
 from rich.text import Text
 
-from selfcal.errors import SelfcalError, StoreError
+from selfcal.errors import SelfcalError, StoreError, first_fault
 from selfcal.judge.audit import Asked, Truth, audit
 from selfcal.judge.labels import known_truth
 from selfcal.judge.quality import MIRROR
@@ -232,11 +232,9 @@ class _Labels:
         try:
             label = _Label.model_validate_json(line)
         except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            where = ".".join(map(str, first["loc"]))
             raise self._error(
                 number,
-                f"{where + ': ' if where else ''}{first['msg']}; a line is such as "
+                f"{first_fault(error)}; a line is such as "
                 '{"sample_id": "x", "first": 0, "second": 3, "verdict": "first", "iteration": 1}',
             ) from error
         if label.first == label.second:
