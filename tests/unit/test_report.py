@@ -313,6 +313,16 @@ def test_the_judge_is_held_against_the_truth(run: RunFolder) -> None:
     assert held.rows == (("agreement", "90.0 % ± 9.8", "40"), ("groups", "7", ""))
 
 
+def test_labels_that_cannot_be_read_do_not_take_the_report_with_them(run: RunFolder) -> None:
+    judged(run)
+    (run.path / "audit").mkdir()
+    (run.path / "audit" / "labels.jsonl").write_text('{"sample_id": 3}\n')
+    tables = judging(read_record(run.path), Charts("x")).tables
+    (people,) = [t for t in tables if t.title == "People, the judge and the verifier"]
+    ((_, why),) = people.rows
+    assert "labels.jsonl: line 1:" in why and "correct the line or delete it" in why
+
+
 def test_the_rewards_of_an_online_run_are_held_against_the_truth(tmp_path: Path) -> None:
     made = RunFolder(tmp_path / "run", "method=faithful_grpo")
     made.finish("data", {"calibration": (Sample, [sample("cal-0")])})
