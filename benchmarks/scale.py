@@ -26,7 +26,7 @@ from typing import Any
 
 from common import last_line
 from miniworld import ROOT, table
-from selfcal import pipeline
+from selfcal import pipeline, planning
 from selfcal.methods import parts
 from selfcal.policy import model_path
 from selfcal.recipe import Recipe, load_recipe
@@ -61,7 +61,7 @@ def plan(recipe: Recipe) -> list[Stage]:
 
 def measure(samples: int, folder: Path, threads: int) -> dict[str, float]:
     """Run the stages in this process."""
-    pipeline.load_method = lambda name: SimpleNamespace(plan=plan)  # type: ignore[assignment]
+    planning.load_method = lambda name: SimpleNamespace(plan=plan)  # type: ignore[assignment]
     sizes = [f"data.{split}=1" for split in ("rft", "dev", "test")]
     recipe = load_recipe(
         ROOT / "recipes" / "miniworld-src.yaml",

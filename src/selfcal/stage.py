@@ -2,8 +2,9 @@
 
 A method is a list of `Stage`s. A stage names the stages it reads, the settings its outcome depends
 on, and a function that does the work through a `Work`: the only door to files that it has. Records
-are read and written by name and kind; long stages go through `map` or `stream`, which write one
-shard after the other, so that a killed run loses at most the shards in work.
+are read and written by name and kind; long stages go through `map` or `stream`, which part their
+items into shards. Who does those is not the stage's business: this process, one after the other,
+or workers elsewhere (see `executor`). A killed run loses at most the shards in work.
 """
 
 from __future__ import annotations
@@ -12,11 +13,11 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from selfcal.errors import SelfcalError
+from selfcal.stopping import heed
 from selfcal.store import JSON, StageDir
 from selfcal.types import Drop, GradedResponse, LabelledPair, RankedResponses, Sample
 
@@ -48,6 +49,39 @@ class Stage:
     """What these items are, such as `samples`."""
     about: str
     """One line for people."""
+    spread: Literal["here", "workers", "ranks"] = "here"
+    """Who may do it: this process alone; workers elsewhere, each some of its shards; or several
+    processes that train together."""
+
+
+Moved = Callable[[int], None]
+"""Told of so many more items done."""
+
+
+@dataclass(frozen=True)
+class Todo:
+    """The shards of a stage."""
+
+    sizes: Sequence[int]
+    """Items of each."""
+    make: Callable[[Sequence[int], Moved], Iterator[Shards]]
+    """The records of the shards of these numbers, one after the other. May begin with the next
+    before the last is taken, which saves time, and leaves the rounding of sums to what else is in
+    work."""
+
+
+def in_turn(work: Work, todo: Todo) -> None:
+    """Do all shards in this process, one after the other.
+
+    Raises:
+        Stopped: that was asked for; all finished shards are kept.
+    """
+    left = work.left(todo)
+    moved = work.counting(todo, left)
+    made = todo.make(left, moved)
+    for i in left:
+        work.seal(i, next(made))
+        heed()
 
 
 @dataclass(frozen=True)
@@ -61,6 +95,10 @@ class Work:
     seed: int
     """The run's seed."""
     progress: Callable[[int, int], None] = field(default=lambda done, total: None)
+    saved: Callable[[Sequence[Path]], None] = field(default=lambda files: None)
+    """Told of files of the stage that are finished, in the order in which they must last."""
+    shards: Callable[[Work, Todo], None] = field(default=in_turn)
+    """Who does the shards of the stage."""
 
     def rng_key(self) -> str:
         """What every random number of this stage is derived from, with the sample's id."""
@@ -104,6 +142,7 @@ class Work:
     def write(self, name: str, records: Sequence[T], kind: type[T]) -> None:
         """Write records as one shard."""
         self.folder.write_shard(name, 0, records, kind)
+        self.saved([self.folder.shard(name, 0)])
 
     def checkpoint(self, stage: str) -> str:
         """Path of the merged checkpoint that an input stage trained."""
@@ -117,11 +156,20 @@ class Work:
     def map(
         self, items: Sequence[Item], size: int, work: Callable[[Sequence[Item]], Shards]
     ) -> None:
-        """Do the work shard by shard, leaving out shards that are already there."""
-        for i, at in enumerate(range(0, max(1, len(items)), size)):
-            if not self._mark(i).exists():
-                self._write(i, work(items[at : at + size]))
-            self.progress(min(at + size, len(items)), len(items))
+        """Do the work shard by shard, leaving out shards that are already there.
+
+        Raises:
+            Stopped: that was asked for; all finished shards are kept.
+        """
+        part = _parts(items, size)
+
+        def make(numbers: Sequence[int], moved: Moved) -> Iterator[Shards]:
+            for i in numbers:
+                own = part(i)
+                yield work(own)
+                moved(len(own))
+
+        self._do(items, size, make)
 
     def stream(
         self,
@@ -132,41 +180,73 @@ class Work:
     ) -> None:
         """As `map`, for work that takes items as it needs them, without a pause between shards.
 
-        `work` gets the items of all shards that are not there yet and gives the records of one item
-        after the other, by name; `kinds` has all names.
+        `work` gets items of shards that are not there yet and gives the records of one item after
+        the other, by name; `kinds` has all names. A worker calls it once for each shard.
+
+        Raises:
+            Stopped: that was asked for; all finished shards are kept.
         """
+        part = _parts(items, size)
+
+        def make(numbers: Sequence[int], moved: Moved) -> Iterator[Shards]:
+            made = work(item for i in numbers for item in part(i))
+            for i in numbers:
+                rows: dict[str, list[Any]] = {name: [] for name in kinds}
+                for n in range(len(part(i))):
+                    given = next(made, None)
+                    if given is None:
+                        raise SelfcalError(
+                            f"stage {self.stage.name}: there is no result for item {n + 1} of "
+                            f"shard {i}; this is a fault of the stage's code"
+                        )
+                    for name, records in given.items():
+                        rows[name] += records
+                    moved(1)
+                yield {name: (kinds[name], own) for name, own in rows.items()}
+
+        self._do(items, size, make)
+
+    def _do(
+        self,
+        items: Sequence[Any],
+        size: int,
+        make: Callable[[Sequence[int], Moved], Iterator[Shards]],
+    ) -> None:
         starts = range(0, max(1, len(items)), size)
-        left = [i for i in range(len(starts)) if not self._mark(i).exists()]
-        for i, name in product(left, kinds):  # what a kill left of a shard must not be read
-            self.folder.shard(name, i).unlink(missing_ok=True)
-        sizes = {i: len(items[starts[i] : starts[i] + size]) for i in left}
-        done = len(items) - sum(sizes.values())
-        self.progress(done, len(items))
-        made = work(item for i in left for item in items[starts[i] : starts[i] + size])
-        for i in left:
-            rows: dict[str, list[Any]] = {name: [] for name in kinds}
-            for _ in range(sizes[i]):
-                given = next(made, None)
-                if given is None:
-                    raise SelfcalError(
-                        f"stage {self.stage.name}: there is no result for item {done + 1} of "
-                        f"{len(items)}; this is a fault of the stage's code"
-                    )
-                for name, records in given.items():
-                    rows[name] += records
-                done += 1
-                self.progress(done, len(items))
-            self._write(i, {name: (kinds[name], own) for name, own in rows.items()})
+        self.shards(self, Todo([min(size, len(items) - at) for at in starts], make))
 
-    def _mark(self, i: int) -> Path:
-        return self.out / "shards" / f"{i:05d}"
+    def left(self, todo: Todo) -> list[int]:
+        """The shards that are not there yet, or no longer what they were; nothing is left of these.
 
-    def _write(self, i: int, shards: Shards) -> None:
+        What a kill left of a shard, or a disk made of it, must not be read.
+        """
+        left = [i for i in range(len(todo.sizes)) if not self.folder.sealed(i)]
+        self.folder.clear(left)
+        return left
+
+    def counting(self, todo: Todo, left: Sequence[int]) -> Moved:
+        """Tells the stage's progress, as the items of the shards that are left get done."""
+        total = sum(todo.sizes)
+        done = total - sum(todo.sizes[i] for i in left)
+
+        def moved(more: int) -> None:
+            nonlocal done
+            done += more
+            self.progress(done, total)
+
+        moved(0)
+        return moved
+
+    def seal(self, i: int, shards: Shards) -> None:
+        """Write the records of shard `i`, and say that they are whole."""
         for name, (kind, records) in shards.items():
             self.folder.write_shard(name, i, records, kind)
-        # written last: its existence means that all records of the shard are there
-        self._mark(i).parent.mkdir(exist_ok=True)
-        self._mark(i).touch()
+        self.folder.seal(i, list(shards))
+        self.saved([*(self.folder.shard(name, i) for name in shards), self.folder.mark(i)])
+
+
+def _parts(items: Sequence[Item], size: int) -> Callable[[int], Sequence[Item]]:
+    return lambda i: items[i * size : (i + 1) * size]
 
 
 def count_drops(drops: Iterable[Drop]) -> dict[str, JSON]:

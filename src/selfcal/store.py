@@ -16,7 +16,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 T = TypeVar("T", bound="DataclassInstance")
 JSON: TypeAlias = str | int | float | bool | Sequence["JSON"] | Mapping[str, "JSON"] | None
 
-PARTIAL, MANIFEST, MARKER = ".partial", "manifest.json", "stage.json"
+PARTIAL, MANIFEST, MARKER, MARKS = ".partial", "manifest.json", "stage.json", "shards"
 
 _REMAKE = f"delete it and the {MANIFEST} beside it, then run the same command again: it is remade"
 _WAYS_OUT = {
@@ -345,6 +345,44 @@ class StageDir:
         for i in range(count):
             yield from self.read_shard(name, i, kind)
 
+    def mark(self, i: int) -> Path:
+        """Give the path of what says that shard `i` is whole, all its records together."""
+        return self.path / MARKS / f"{i:05d}.json"
+
+    def seal(self, i: int, names: Sequence[str]) -> None:
+        """Say that shard `i` is whole: the records of these names, with their digests.
+
+        Raises:
+            StoreError: The system refused, or one of them is not there.
+        """
+        files = [self.shard(name, i) for name in names]
+        entries = {path.name: _entry(path) for path in files}
+        write_json(self.mark(i), {"fingerprint": self.fingerprint, "files": entries})
+
+    def sealed(self, i: int) -> bool:
+        """Whether shard `i` is whole: it is said to be, and its files are what was written then."""
+        try:
+            said = read_json(self.mark(i))
+            files = {self.path / name: entry for name, entry in said["files"].items()}
+            own = said["fingerprint"] == self.fingerprint
+            return own and all(p.is_file() and _entry(p) == entry for p, entry in files.items())
+        except (StoreError, LookupError, TypeError, AttributeError):
+            return False
+
+    def clear(self, shards: Collection[int]) -> None:
+        """Delete what there is of the shards of these numbers, by any name, and their marks.
+
+        Raises:
+            StoreError: The system refused.
+        """
+        with explained("clear", self.path):
+            for path in list(self.path.glob("*.parquet")) if shards else ():
+                found = re.fullmatch(r"[a-z][a-z0-9_-]*-(\d{5,})\.parquet", path.name)
+                if found and int(found[1]) in shards:
+                    path.unlink()
+            for i in shards:
+                self.mark(i).unlink(missing_ok=True)
+
     def finish(self, stats: Mapping[str, JSON], seconds: float) -> None:
         """Write the manifest: the stage is done, after `seconds` of work.
 
@@ -352,7 +390,8 @@ class StageDir:
             StoreError: The system refused.
             ValueError: A number in `stats` is NaN or infinite.
         """
-        names = [name for name in _files(self.path) if name not in (MARKER, MANIFEST)]
+        own = (name for name in _files(self.path) if name not in (MARKER, MANIFEST))
+        names = [name for name in own if not name.startswith(f"{MARKS}/")]  # they speak for shards
         with explained("sync", self.path):
             for name in names:
                 _sync(self.path / name)  # other writers' files, such as an adapter's, may not be

@@ -17,9 +17,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from selfcal import __version__, pipeline
+from selfcal import __version__, planning
 from selfcal.cost.counts import Pace, guess
 from selfcal.errors import SelfcalError
+from selfcal.executor import base as executor
 from selfcal.lock import RunLock
 from selfcal.pipeline import Planned
 from selfcal.recipe import Recipe
@@ -338,7 +339,7 @@ def test_status_of_a_run_in_work(made: RunFolder) -> None:
     folder.open()
     (folder.path / "shards").mkdir()
     for i in range(2):
-        (folder.path / "shards" / f"{i:05d}").touch()
+        folder.mark(i).touch()
     assert "was interrupted: 2 shards are saved" in flat(call("status", made.path).output)
     with RunLock(made.path):
         text = flat(call("status", made.path).output)
@@ -523,8 +524,8 @@ def stages(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Stage]]:
         def plan(recipe: Recipe) -> list[Stage]:
             return list(planned)
 
-    monkeypatch.setattr(pipeline, "load_method", lambda name: Method)
-    monkeypatch.setattr(pipeline, "_seed_libraries", lambda seed, threads: None)
+    monkeypatch.setattr(planning, "load_method", lambda name: Method)
+    monkeypatch.setattr(executor, "_seed_libraries", lambda seed, threads: None)
     before = dict(os.environ)
     levels = {name: logging.getLogger(name).level for name in quiet._LIBRARIES}
     yield planned
@@ -591,14 +592,15 @@ def test_run_that_a_signal_stops(number: int, recipe_file: Path, tmp_path: Path)
         "import os, signal, sys\n"
         # a job in the background is started with it ignored
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        "from selfcal import cli, pipeline\n"
+        "from selfcal import cli, planning\n"
+        "from selfcal.executor import base as executor\n"
         "from selfcal.stage import Stage\n"
         "def stop(work):\n"
         f"    os.kill(os.getpid(), {int(number)})\n"
         "class Method:\n"
         "    def plan(recipe): return [Stage('one', (), {}, stop, 3, 'samples', 'a fake')]\n"
-        "pipeline.load_method = lambda name: Method\n"
-        "pipeline._seed_libraries = lambda seed, threads: None\n"
+        "planning.load_method = lambda name: Method\n"
+        "executor._seed_libraries = lambda seed, threads: None\n"
         "cli.main()"
     )
     run = tmp_path / "my run"

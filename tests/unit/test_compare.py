@@ -19,7 +19,7 @@ import yaml
 from rich.console import Console
 from typer.testing import CliRunner, Result
 
-from selfcal import cli, pipeline
+from selfcal import cli, pipeline, planning
 from selfcal.compare import report, runs
 from selfcal.compare.collect import Outcome, Spent, read_outcome, spent
 from selfcal.compare.runs import Failure, Place, Runner, load_recipes, pick_baseline, read_seeds
@@ -36,6 +36,7 @@ from selfcal.compare.statistics import (
 )
 from selfcal.errors import SelfcalError
 from selfcal.evaluate import METRICS, measure
+from selfcal.executor import base as executor
 from selfcal.recipe import Recipe, load_recipe
 from selfcal.stage import Stage, Work
 from selfcal.store import write_json
@@ -645,8 +646,8 @@ class World:
 @pytest.fixture
 def world(monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     made = World()
-    monkeypatch.setattr(pipeline, "load_method", lambda name: made)
-    monkeypatch.setattr(pipeline, "_seed_libraries", lambda seed, threads: None)
+    monkeypatch.setattr(planning, "load_method", lambda name: made)
+    monkeypatch.setattr(executor, "_seed_libraries", lambda seed, threads: None)
     monkeypatch.setattr(Runner, "_call", lambda self, command, log: made.call(command, log))
     yield made
 

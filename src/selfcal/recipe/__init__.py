@@ -22,6 +22,7 @@ from selfcal.recipe.asked import (
     VerifierLabels,
 )
 from selfcal.recipe.base import Settings
+from selfcal.recipe.executor import Executor, LocalExecutor, RayExecutor
 from selfcal.recipe.load import RecipeError, explain, load_recipe, nearest, read_configuration
 from selfcal.recipe.settings import (
     Curate,
@@ -46,9 +47,10 @@ from selfcal.recipe.training import (
 
 __all__ = [
     "Curate", "Data", "Dpo", "Endpoint", "EndpointLabels", "EndpointMarker", "EndpointTeacher",
-    "Evaluate", "FileLabels", "FileTeacher", "Grpo", "Judge", "JudgeEndpoint", "JudgeTraining",
-    "Labels", "Local", "LocalLabels", "LocalMarker", "LocalTeacher", "Lora", "Marker",
-    "MiniWorldTeacher", "Policy", "Recipe", "RecipeError", "Reward", "Rft", "Search", "Server",
+    "Evaluate", "Executor", "FileLabels", "FileTeacher", "Grpo", "Judge", "JudgeEndpoint",
+    "JudgeTraining", "Labels", "Local", "LocalExecutor", "LocalLabels", "LocalMarker",
+    "LocalTeacher", "Lora", "Marker", "MiniWorldTeacher", "Policy", "RayExecutor", "Recipe",
+    "RecipeError", "Reward", "Rft", "Search", "Server",
     "Settings", "Source", "Teacher", "Training", "VerifierLabels", "explain", "load_recipe",
     "nearest", "read_configuration",
 ]  # fmt: skip

@@ -19,6 +19,7 @@ from selfcal.recipe.asked import (
     VerifierLabels,
 )
 from selfcal.recipe.base import Count, Positive, Settings, Share
+from selfcal.recipe.executor import Executor, LocalExecutor
 from selfcal.recipe.training import Dpo, Grpo, JudgeTraining, Rft
 
 
@@ -257,6 +258,8 @@ class Recipe(Settings):
     tracking: Literal["none", "tensorboard", "wandb", "trackio"] = "none"
     """Where figures of stages and trainings are sent while a run goes (docs/tracking.md). Does not
     change what is computed."""
+    executor: Executor = LocalExecutor()
+    """Who does the work (docs/scaling.md). Does not change what is computed."""
     budget: Positive | None = None
     """Tokens that calibration may generate, in equal parts for each iteration; None: no limit."""
     threads: Positive | None = None

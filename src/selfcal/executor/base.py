@@ -1,0 +1,70 @@
+"""What every executor is, and how a process takes up a stage of a run."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Protocol
+
+from selfcal.errors import StoreError
+from selfcal.planning import locate
+from selfcal.recipe import Recipe
+from selfcal.stage import Work
+from selfcal.store import JSON
+
+
+class Executor(Protocol):
+    """Does the work of stages."""
+
+    def run(self, recipe: Recipe, work: Work) -> Mapping[str, JSON]:
+        """Do a stage's work; gives its figures.
+
+        Raises:
+            SelfcalError: the stage failed in a foreseen way.
+            Stopped: that was asked for; what is finished is kept.
+        """
+        ...
+
+
+def perform(recipe: Recipe, work: Work) -> Mapping[str, JSON]:
+    """Run a stage's function in this process; gives its figures."""
+    _seed_libraries(work.integer_seed(), recipe.threads)
+    return work.stage.run(work)
+
+
+def work_of(
+    recipe: Recipe,
+    run: Path,
+    stage: str,
+    fingerprint: str,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Work:
+    """A stage of a run, as another process takes it up.
+
+    Raises:
+        StoreError: the run's recipe has no such stage, or one with another fingerprint, as when
+            code and files of two versions meet.
+    """
+    planned = locate(recipe, run)
+    folders = {p.stage.name: p.folder for p in planned}
+    for p in planned:
+        if p.stage.name == stage and p.folder.fingerprint == fingerprint:
+            inputs = {name: folders[name] for name in p.stage.inputs}
+            return Work(run, p.stage, p.folder, inputs, recipe.seed, progress)
+    raise StoreError(
+        f"{run}: stage {stage} is not {fingerprint} here: every machine needs the same selfcal and "
+        "the same model and data files, by the same paths"
+    )
+
+
+def _seed_libraries(seed: int, threads: int | None) -> None:
+    """Seed what libraries draw from globally, so that a resumed run equals an undisturbed one."""
+    import numpy as np
+    import torch
+
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+    if threads:
+        torch.set_num_threads(threads)

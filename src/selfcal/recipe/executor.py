@@ -1,0 +1,61 @@
+"""Settings of who does the work: this machine, or a Ray cluster. They change no result."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from selfcal.recipe.base import Positive, Settings
+
+
+class LocalExecutor(Settings):
+    """This machine."""
+
+    kind: Literal["local"] = "local"
+    ranks: Positive = 1
+    """Processes that a training runs in, one a GPU; started as torchrun does."""
+
+
+class RayExecutor(Settings):
+    """A Ray cluster: actors with a model each do the shards of a stage (Ray Data)."""
+
+    kind: Literal["ray"] = "ray"
+    address: str | None = None
+    """Of the cluster, such as `auto` or `ray://HOST:10001`; None: the one that this machine belongs
+    to, or a new one on it."""
+    workers: Positive = 1
+    """Actors, at least."""
+    max_workers: Positive | None = None
+    """Actors, at most: as many as there is work and room for; None: `workers`."""
+    gpus: Annotated[float, Field(ge=0)] | None = None
+    """GPUs an actor; a part, such as 0.5, where several fit onto one. None: one, where the cluster
+    has any."""
+    cpus: Positive = 1
+    """CPU cores an actor, and torch's threads in it."""
+    ranks: Positive = 1
+    """Processes that a training runs in, one a GPU, on as many nodes as it takes (Ray Train)."""
+
+    @model_validator(mode="after")
+    def _room(self) -> RayExecutor:
+        if self.max_workers is not None and self.max_workers < self.workers:
+            raise ValueError("max_workers: is less than `workers`; raise it, or leave it out")
+        return self
+
+
+def in_full(value: Any) -> Any:
+    """A kind alone, written out."""
+    return {"kind": value} if isinstance(value, str) else value
+
+
+def _local(value: Any) -> Any:
+    return {"kind": "local", **value} if isinstance(value, dict) else value
+
+
+Executor = Annotated[
+    LocalExecutor | RayExecutor,
+    Field(discriminator="kind"),
+    BeforeValidator(_local),
+    BeforeValidator(in_full),
+]
+"""Who does the work; a kind alone is enough."""

@@ -1,0 +1,39 @@
+"""The wish to stop: asked for once, heeded where work can be taken up again.
+
+A signal asks; whoever works looks between two batches, saves what it has, and raises `Stopped`.
+"""
+
+from __future__ import annotations
+
+from threading import Event
+
+_wish = Event()
+
+
+class Stopped(Exception):
+    """The work was left where it can be taken up again, because somebody asked for that."""
+
+
+def ask() -> None:
+    """Ask whoever works in this process to stop after the batch in work."""
+    _wish.set()
+
+
+def asked() -> bool:
+    """Whether somebody did."""
+    return _wish.is_set()
+
+
+def forget() -> None:
+    """Take the wish back, as when a new run begins."""
+    _wish.clear()
+
+
+def heed() -> None:
+    """Called between two batches, when all that is finished is saved.
+
+    Raises:
+        Stopped: somebody asked for it.
+    """
+    if _wish.is_set():
+        raise Stopped
