@@ -146,15 +146,19 @@ class Policy:
         return {k: v.to(self.model.dtype) if v.is_floating_point() else v for k, v in moved.items()}
 
 
-def user_turn(sample: Sample) -> list[dict[str, Any]]:
+def user_turn(sample: Sample, processor: Any = None) -> list[dict[str, Any]]:
     """The conversation that asks a sample's question.
 
     Images stand where the question has `<image>` marks, if it has one for each; else before it.
+    What else the `processor` would take for more than text is broken in two.
     """
     asked = question_text(sample)
     parts = asked.split(IMAGE_MARK)
     if len(parts) != len(sample.images) + 1:
         parts = [*[""] * len(sample.images), without_marks(asked)]
+    if processor is not None:
+        marks = processors.control_marks(processor)
+        parts = [processors.inert(text, marks) for text in parts]
     content: list[dict[str, Any]] = []
     for i, text in enumerate(parts):
         content += [{"type": "image"}] if i else []
@@ -168,9 +172,8 @@ def prompt_text(processor: Any, sample: Sample) -> str:
     Raises:
         ModelError: it does not write a mark for each image.
     """
-    text = str(
-        processor.apply_chat_template(user_turn(sample), tokenize=False, add_generation_prompt=True)
-    )
+    turn = user_turn(sample, processor)
+    text = str(processor.apply_chat_template(turn, tokenize=False, add_generation_prompt=True))
     mark = getattr(processor, "image_token", None)
     written = text.count(mark) if mark else len(sample.images)
     if written != len(sample.images):
@@ -208,13 +211,15 @@ def training_texts(
 
     The model's own chat template says what separates a response from the prompt and how it ends.
     It does not get the responses themselves: a template for thinking models would take them apart.
+    A response that spells an end of turn or an image mark has it broken in two.
 
     Raises:
         ModelError: the template does not write a mark for each image, or leaves responses out.
     """
     prompt = prompt_text(processor, sample)
     said = [{"role": "assistant", "content": [{"type": "text", "text": _SAID}]}]
-    whole = str(processor.apply_chat_template([*user_turn(sample), *said], tokenize=False))
+    turn = user_turn(sample, processor)
+    whole = str(processor.apply_chat_template([*turn, *said], tokenize=False))
     before, written, end = whole.rpartition(_SAID)
     if not written:
         raise ModelError(
@@ -224,7 +229,9 @@ def training_texts(
     space = before.removeprefix(prompt) if before.startswith(prompt) else ""
     space = "" if space.strip() else space
     end = end if end.strip() else processor.tokenizer.eos_token
-    return prompt, [f"{space}{continued(prompt, text)}{end}" for text in responses]
+    marks = processors.control_marks(processor)
+    own = (processors.inert(continued(prompt, text), marks) for text in responses)
+    return prompt, [f"{space}{text}{end}" for text in own]
 
 
 def load_processor(

@@ -8,6 +8,7 @@ about single families stands here.
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from threading import Lock
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from selfcal.errors import SelfcalError
 
@@ -36,6 +38,9 @@ PREFIX_TYPES = {"paligemma": 1}
 """Type of a response's tokens, by type of model; those of type 0 see what comes after them."""
 
 _LOADING = Lock()
+_FORMAT = ("<think>", "</think>", "<rationale>", "</rationale>", "<answer>", "</answer>")
+"""Tags that responses are made of; to some tokenizers they are special."""
+_MARKS: WeakKeyDictionary[Any, re.Pattern[str]] = WeakKeyDictionary()
 
 
 class ProcessorError(SelfcalError):
@@ -81,6 +86,33 @@ def settle_template(processor: Any, given: str | None) -> bool:
     known = TEMPLATES.get(type(processor).__name__)
     processor.chat_template = given or getattr(processor, "chat_template", None) or known
     return bool(processor.chat_template)
+
+
+def inert(text: str, marks: re.Pattern[str]) -> str:
+    """Text that others wrote, with every mark in it broken in two, so that it stays text."""
+    return marks.sub(lambda m: f"{m[0][0]} {m[0][1:]}", text)
+
+
+def control_marks(writer: Any) -> re.Pattern[str]:
+    """Finds what a model takes for more than text: ends of turns, roles, places of images.
+
+    `writer` is a processor, or a tokenizer alone.
+    """
+    if writer not in _MARKS:
+        _MARKS[writer] = _found_marks(writer)
+    return _MARKS[writer]
+
+
+def _found_marks(writer: Any) -> re.Pattern[str]:
+    tokenizer = getattr(writer, "tokenizer", writer)
+    added = getattr(tokenizer, "added_tokens_decoder", {}).values()
+    found = {str(token) for token in added if getattr(token, "special", False)}
+    found |= {str(token) for token in getattr(tokenizer, "all_special_tokens", ())}
+    names = ("image_token", "video_token", "boi_token", "eoi_token", "full_image_sequence")
+    found |= {t for n in names if isinstance(t := getattr(writer, n, None), str)}
+    # one that is a plain word, or too short to be meant, is none in a text
+    marks = [t for t in found - {*_FORMAT} if len(t) > 2 and not t.isalnum()]
+    return re.compile("|".join(map(re.escape, sorted(marks, key=len, reverse=True))) or r"(?!)")
 
 
 @contextmanager

@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from selfcal.clock import spent
 from selfcal.image import load_image
+from selfcal.memory import attempt, note
 from selfcal.policy import NOT_LOADED, ModelError, model_path, pick_device
+from selfcal.processors import control_marks, inert
 from selfcal.types import Sample, SentenceReward
 
 if TYPE_CHECKING:
@@ -95,6 +97,12 @@ class Relevance:
         self._longest = int(model.config.text_config.max_position_embeddings)
         self._images: OrderedDict[str, torch.Tensor] = OrderedDict()
         self._texts: OrderedDict[str, torch.Tensor] = OrderedDict()
+        self._most = 2**30  # sentences a pass
+
+    def forget(self) -> None:
+        """Forget all embeddings, as if it were just loaded."""
+        self._images.clear()
+        self._texts.clear()
 
     def of(self, image: str, sentences: Sequence[str]) -> list[float]:
         """Relevance of each sentence to an image, 0 to 100 (Eq. 3).
@@ -119,7 +127,11 @@ class Relevance:
         if path not in self._images:
             pixels = self._processor(images=load_image(Path(path)), return_tensors="pt")
             value = pixels["pixel_values"].to(self._device, self._model.dtype)
-            self._keep(self._images, path, _unit(self._model.get_image_features(value))[0])
+            made, said = attempt(lambda: _unit(self._model.get_image_features(value))[0])
+            if made is None:
+                self._back_off(1, said)
+            else:
+                self._keep(self._images, path, made)
         return self._images[path]
 
     def _said(self, sentences: list[str]) -> torch.Tensor:
@@ -128,16 +140,42 @@ class Relevance:
 
         new = [s for s in dict.fromkeys(sentences) if s not in self._texts]
         known = {s: self._texts[s] for s in sentences if s in self._texts}
-        if new:
-            batch = self._processor(
-                text=new, padding=True, truncation=True, max_length=self._longest,
-                return_tensors="pt",
-            ).to(self._device)  # fmt: skip
-            inputs = {k: batch[k] for k in ("input_ids", "attention_mask")}
-            known |= dict(zip(new, _unit(self._model.get_text_features(**inputs)), strict=True))
+        left = new
+        while left:
+            batch = left[: self._most]
+            made, said = attempt(lambda batch=batch: self._embedded(batch))  # type: ignore[misc]
+            if made is None:
+                self._back_off(len(batch), said)
+                continue
+            known |= dict(zip(batch, made, strict=True))
+            left = left[len(batch) :]
         for sentence in new:
             self._keep(self._texts, sentence, known[sentence])
         return torch.stack([known[s] for s in sentences])
+
+    def _embedded(self, sentences: list[str]) -> torch.Tensor:
+        """Unit vectors of sentences in one pass, [sentences, width]."""
+        marks = control_marks(self._processor)  # behind an end of text, CLIP would read nothing
+        batch = self._processor(
+            text=[inert(s, marks) for s in sentences], padding=True, truncation=True,
+            max_length=self._longest, return_tensors="pt",
+        ).to(self._device)  # fmt: skip
+        inputs = {k: batch[k] for k in ("input_ids", "attention_mask")}
+        return _unit(self._model.get_text_features(**inputs))
+
+    def _back_off(self, rows: int, said: str) -> None:
+        """Go on with half as many sentences a pass.
+
+        Raises:
+            ModelError: there was just one.
+        """
+        if rows == 1:
+            raise ModelError(
+                f"CLIP runs out of memory with a single sentence or image ({said}): give a smaller "
+                "reward.model, a smaller search.cache_gib or search.batch_rows, or more memory"
+            )
+        self._most = rows // 2
+        note("CLIP ran out of memory: it goes on with fewer sentences a pass")
 
     @staticmethod
     def _keep(memory: OrderedDict[str, torch.Tensor], key: str, value: torch.Tensor) -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from selfcal.image import data_url
+from selfcal.image import data_url, opened
 from selfcal.types import IMAGE_MARK
 
 Message = Mapping[str, object]
@@ -35,16 +36,27 @@ _LEAST_IMAGE, _PIXELS = 3400, 700
 256 tokens, others take one token for each 28 x 28 pixels."""
 
 
+_CONTROL = re.compile(
+    r"<[|\uff5c][^<>\s]{1,48}[|\uff5c]>"
+    r"|</?(?:s|bos|eos|pad|unk|mask|img|image|video|audio|(?:start|end)_of_\w{1,16})>"
+    r"|<image_soft_token>|<</?SYS>>"
+    r"|\[/?(?:INST|SYSTEM_PROMPT|IMG|IMG_BREAK|IMG_END|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS)\]"
+)
+"""Ends of turns, roles and places of images, as chat models spell them: the servers' tokenizers are
+not known here."""
+
+
 def user_message(text: str, images: Sequence[str] = (), interleave: bool = False) -> Message:
     """A user's turn: text, after the images at these paths.
 
+    What a server's model could take for more than text is broken in two.
     `interleave`: where the text has one `<image>` mark for each image, they stand there instead.
 
     Raises:
         ImageError: an image cannot be used.
     """
     if not images:
-        return {"role": "user", "content": text}
+        return {"role": "user", "content": _inert(text)}
     urls = [data_url(Path(image)) for image in images]
     parts = text.split(IMAGE_MARK)
     if not interleave or len(parts) != len(urls) + 1:
@@ -52,8 +64,12 @@ def user_message(text: str, images: Sequence[str] = (), interleave: bool = False
     content: list[dict[str, Any]] = []
     for i, part in enumerate(parts):
         content += [{"type": "image_url", "image_url": {"url": urls[i - 1]}}] if i else []
-        content += [{"type": "text", "text": part}] if part.strip() else []
+        content += [{"type": "text", "text": _inert(part)}] if part.strip() else []
     return {"role": "user", "content": content}
+
+
+def _inert(text: str) -> str:
+    return _CONTROL.sub(lambda m: f"{m[0][0]} {m[0][1:]}", text)
 
 
 def marked(parts: Mapping[str, str]) -> tuple[str, str]:
@@ -85,10 +101,8 @@ def _part_tokens(part: Mapping[str, Any]) -> int:
 
 def _pixels(url: str) -> int:
     """Pixels of an image in a data URL; 0 if it is none."""
-    from PIL import Image
-
     head, _, data = url.partition(";base64,")
     if not head.startswith("data:image/"):
         return 0
-    with Image.open(io.BytesIO(base64.b64decode(data))) as image:  # reads the header alone
+    with opened(io.BytesIO(base64.b64decode(data))) as image:  # reads the header alone
         return image.width * image.height

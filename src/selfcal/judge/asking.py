@@ -7,11 +7,11 @@ text.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
+from selfcal import processors
 from selfcal.policy import ModelError
 from selfcal.types import (
     IMAGE_MARK,
@@ -66,20 +66,19 @@ def asked_question(sample: Sample) -> str:
 class Chat:
     """One model's chat template, for turns of a user."""
 
-    def __init__(self, name: str, writer: Any, tokenizer: Any, sees: bool = False) -> None:
+    def __init__(self, name: str, writer: Any, sees: bool = False) -> None:
         """Try the template out.
 
         Args:
             name: of the model, for errors.
             writer: what has the template: a tokenizer, or the processor of a model that sees.
-            tokenizer: knows the special tokens.
             sees: whether turns come with images.
 
         Raises:
             ModelError: there is no template, or it cannot write what is asked.
         """
         self._name, self._writer, self._sees = name, writer, sees
-        self._special = _special(tokenizer, writer)
+        self._marks = processors.control_marks(writer)
         self._in_parts = sees
         template = getattr(writer, "chat_template", None)
         if not template:
@@ -98,7 +97,7 @@ class Chat:
         Raises:
             ModelError: the template refuses it.
         """
-        text = self._special.sub(lambda m: f"{m[0][0]} {m[0][1:]}", text)
+        text = processors.inert(text, self._marks)
         parts = [*({"type": "image"} for _ in range(images)), {"type": "text", "text": text}]
         content = parts if self._in_parts else text
         try:
@@ -117,18 +116,6 @@ class Chat:
             "tuned to instructions as judge.model, or put a chat_template.jinja that writes a "
             "user's turn into its folder"
         )
-
-
-def _special(tokenizer: Any, writer: Any) -> re.Pattern[str]:
-    """Finds the special tokens of a model in a text."""
-    added = getattr(tokenizer, "added_tokens_decoder", {}).values()
-    found = {str(token) for token in added if getattr(token, "special", False)}
-    found |= {str(token) for token in getattr(tokenizer, "all_special_tokens", ())}
-    names = ("image_token", "video_token", "boi_token", "eoi_token", "full_image_sequence")
-    found |= {t for n in names if isinstance(t := getattr(writer, n, None), str)}
-    # one that is a plain word, or too short to be meant, is none in a text
-    marks = sorted((t for t in found if len(t) > 2 and not t.isalnum()), key=len, reverse=True)
-    return re.compile("|".join(map(re.escape, marks)) or r"(?!)")
 
 
 def verdict_ids(

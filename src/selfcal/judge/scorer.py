@@ -220,7 +220,7 @@ class Reader:
         self.model: Any = model.to(device).eval()
         if self.tokenizer.pad_token_id is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
-        self._chat = Chat(path, self.tokenizer, self.tokenizer)
+        self._chat = Chat(path, self.tokenizer)
         self.words = verdict_ids(self.tokenizer, words, self._chat.prompt("?"))
         self._min_mass = how.min_mass
         self._limit = int(getattr(self.model.config, "max_position_embeddings", 2**30))

@@ -78,7 +78,7 @@ class SeeingReader:
         """Load it, as `scorer.open_reader` says."""
         self.policy = open_judge(path, how.dtype, how.device)
         tokenizer, config = self.policy.tokenizer, self.policy.model.config
-        self._chat = Chat(path, self.policy.processor, tokenizer, sees=True)
+        self._chat = Chat(path, self.policy.processor, sees=True)
         self.words = verdict_ids(tokenizer, words)  # as training cuts them: by themselves
         self._min_mass = how.min_mass
         text = config.get_text_config()

@@ -22,7 +22,7 @@ from transformers.cache_utils import Cache
 
 from selfcal.clock import spent
 from selfcal.kv import GivenLayer, own_positions, whole_cache
-from selfcal.memory import attempt
+from selfcal.memory import attempt, note
 from selfcal.policy import ModelError
 
 if TYPE_CHECKING:
@@ -158,6 +158,7 @@ class Forward:
             )
         self.counts.back_offs += 1
         self.rows = min(self.rows, rows // 2)
+        note("the judge ran out of memory: it goes on with smaller batches (judge.batch_size)")
 
     def _pass(
         self, batch: Sequence[Piece], before: _States | None

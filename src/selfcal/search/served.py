@@ -187,7 +187,7 @@ class ServedEngine:
         self, order: int, sample: Sample, start: Callable[[Sample, Place], Job[Any]]
     ) -> None:
         with spent("disk"):
-            spot = Spot(sample.id, _turn(sample))
+            spot = Spot(sample.id, _turn(sample, self._served.processor))
         # a place means something only to the engine that gave it
         self._advance(_Running(order, start(sample, cast(Place, spot))), None)
 
@@ -382,9 +382,9 @@ def seed(uniforms: Numbers, tokens: int) -> int:
     return int.from_bytes(digest[:6], "big")  # servers add to it, so it must not be too large
 
 
-def _turn(sample: Sample) -> Message:
+def _turn(sample: Sample, processor: Any) -> Message:
     """The user's turn as a server takes it: where a picture stands, the picture itself."""
-    (turn,) = user_turn(sample)
+    (turn,) = user_turn(sample, processor)
     images = iter(sample.images)
     return {
         "role": "user",

@@ -19,14 +19,13 @@ from selfcal.policy import ModelError, user_turn
 from selfcal.processors import PREFIX_TYPES
 from selfcal.recipe import Grpo
 from selfcal.store import StageDir
+from selfcal.train.checkpoints import last_checkpoint, step_of
 from selfcal.train.common import (
     Run,
     Trained,
     TrainingError,
     arguments,
-    last_checkpoint,
     starting_point,
-    step_of,
 )
 from selfcal.train.policy import fitting, lengths, tune
 from selfcal.types import Rollout, Sample
@@ -153,8 +152,9 @@ def grpo(
             f"grpo: {len(rows)} samples fill no batch of {prompts} prompts (grpo.batch_size / "
             "grpo.group); lower grpo.batch_size, or give more samples"
         )
+    turns = [user_turn(s, policy.processor) for s in rows]
     data = Dataset.from_list(
-        [{"images": list(s.images), "prompt": user_turn(s), "row": i} for i, s in enumerate(rows)]
+        [{"images": list(s.images), "prompt": turns[i], "row": i} for i, s in enumerate(rows)]
     )
     args = _config(settings, run, len(rows))
     resumed = _resumed(run)
