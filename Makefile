@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUN ?= runs/demo
 
-.PHONY: setup demo test lint browser integrations clean
+.PHONY: setup demo test lint browser integrations crash lock audit-dependencies clean
 
 setup: $(VENV)/.ready
 
@@ -51,6 +51,29 @@ integrations: setup
 	$(BIN)/python -m pytest tests/integrations
 	PYTHONPATH=.integrations $(BIN)/python -m pytest tests/e2e/test_tracking.py -k trackio
 	build/trainers/bin/python -m pytest tests/integrations/test_export_llamafactory.py tests/integrations/test_export_swift.py
+
+# all of the crash harness, of which `make test` runs a sample; ended, it goes on where it was left
+crash: setup
+	$(BIN)/python -m tests.crash --points 200 --seed 0 --out build/crash
+
+# the versions of constraints.txt and all that they need, with hashes, from PyPI alone
+lock: setup
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv pip compile pyproject.toml --constraint constraints.txt \
+		--extra audit --extra ray --extra s3 --extra gcs --generate-hashes --python-version 3.11 \
+		--python-platform x86_64-manylinux_2_28 --index-url https://pypi.org/simple --no-config \
+		--no-header --no-annotate --quiet --output-file build/lock
+	(sed -n '/^#/p' requirements.lock; cat build/lock) > build/lock.new
+	mv build/lock.new requirements.lock
+
+# known vulnerabilities of what is locked; where their index cannot be reached it says so and passes
+audit-dependencies:
+	@if $(PYTHON) -c "import urllib.request as u; u.urlopen('https://api.osv.dev/v1/vulns/OSV-2020-111', timeout=10)" 2>/dev/null; then \
+		$(PYTHON) -m venv build/audit && build/audit/bin/pip install --quiet pip-audit && \
+		build/audit/bin/pip-audit --vulnerability-service osv --no-deps --disable-pip --requirement requirements.lock; \
+	else \
+		echo "Dependencies were not looked up: the index of vulnerabilities (api.osv.dev) cannot be reached"; \
+	fi
 
 clean:
 	rm -rf $(VENV) runs build dist .integrations

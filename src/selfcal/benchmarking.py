@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from selfcal.errors import SelfcalError
+from selfcal.stopping import heed
 from selfcal.store import JSON, file_digest, tree_digest, write_json
 
 if TYPE_CHECKING:
@@ -281,6 +282,7 @@ def _marks(
                 marks = list(mark_all(marker, left[i : i + _MARKS], at_once(settings)))
                 add_rows(folder, map(dataclasses.asdict, marks))
                 known |= {m.sample_id: m for m in marks}
+                heed()
                 progress("marks", len(samples) - len(left) + i + len(marks), len(samples))
     return [known[s.id] for s in samples]
 

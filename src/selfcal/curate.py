@@ -52,7 +52,7 @@ def merge_orders(judgments: Iterable[Judgment]) -> list[Comparison]:
         else:
             votes[g.second, g.first].append((g.p_second, g.p_first, g.p_neutral))
     return [
-        Comparison(i, j, *(sum(p) / len(ps) for p in zip(*ps, strict=True)))
+        Comparison(i, j, *[sum(p) / len(p) for p in zip(*ps, strict=True)])
         for (i, j), ps in sorted(votes.items())
     ]
 
@@ -71,9 +71,10 @@ def confidence(comparisons: Sequence[Comparison]) -> Scores:
     gained: Scores = defaultdict(float)
     weight: Scores = defaultdict(float)
     for c in comparisons:
-        for candidate, s in ((c.i, c.sign), (c.j, -c.sign)):
-            gained[candidate] += c.confidence * s
-            weight[candidate] += c.confidence
+        sign, sure = c.sign, c.confidence
+        for candidate, s in ((c.i, sign), (c.j, -sign)):
+            gained[candidate] += sure * s
+            weight[candidate] += sure
     return {i: gained[i] / weight[i] for i in weight}
 
 
@@ -152,8 +153,12 @@ def decide(
     ends = _ends(scores, logprobs, tie)
     if ends is None:
         return None
+    return ends if _reached(scores, ends, margin) else None
+
+
+def _reached(scores: Mapping[int, float], ends: tuple[int, int], margin: float) -> bool:
     best, worst = ends
-    return ends if round(scores[best] - scores[worst], _DIGITS) >= margin else None
+    return round(scores[best] - scores[worst], _DIGITS) >= margin
 
 
 def _ends(
@@ -216,6 +221,6 @@ def _curate_one(
         return Drop(sample_id, "pairs", "no-gap")
     best, worst = ends
     high, low = round(scores[best], _DIGITS), round(scores[worst], _DIGITS)
-    if decide(scores, logprobs, margin, tie) is None:
+    if not _reached(scores, ends, margin):
         return Drop(sample_id, "pairs", "below-margin", f"{high - low:.3f} < {margin:.3f}")
     return PreferencePair(sample_id, own[best].text, own[worst].text, best, worst, high, low)

@@ -3,8 +3,9 @@
 Every reader of images (the policy, the teacher, the check of new data) comes through
 `load_image`, so all of them see the same pixels, and an image that passed `check_image` once does
 not fail in the middle of a run. Image files are untrusted: only regular files are opened, only
-decoders of common formats are asked (others start programs or are hardly tested), and a picture
-with too many pixels is refused before it is decoded.
+decoders of common formats are asked (others start programs or are hardly tested), a picture with
+too many pixels is refused before it is decoded, and a file that is a web page, an archive or a
+program beside being a picture is none. What counts is a file's content, never its ending.
 """
 
 from __future__ import annotations
@@ -13,10 +14,12 @@ import base64
 import errno
 import functools
 import io
+import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from selfcal.errors import SelfcalError
 
@@ -24,6 +27,11 @@ FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000
 """By Pillow's names. Encapsulated PostScript, for one, would be handed to another program."""
 _BYTES = 2**28
 """A file may be this large."""
+_SIDE = 30_000
+"""Pixels of a side, at most."""
+_SLIM = 200
+"""How many times as long as wide a picture may be: a model's processor scales the short side up,
+and the long one with it."""
 _OUT_OF_REACH = {
     errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP,
     errno.EIO,
@@ -36,6 +44,8 @@ _WAYS_OUT = {
     "image-broken": "replace the file",
     "image-too-large": "scale the image down",
     "image-too-small": "take a larger image, or lower data.min_side",
+    "image-too-slim": "crop or pad the image",
+    "image-polyglot": "save the picture anew, as a picture alone",
 }
 
 
@@ -77,7 +87,7 @@ def load_image(path: Path) -> Image.Image:
 
 
 def check_image(path: Path) -> str | None:
-    """Why an image cannot be used: `image-missing`, `image-broken`, `image-too-large`, or None."""
+    """Why an image cannot be used, such as `image-missing` or `image-broken`; None: it can."""
     decoded = _decode(path)
     return decoded[0] if isinstance(decoded[0], str) else None
 
@@ -111,11 +121,20 @@ def data_url(path: Path) -> str:
         ImageError: as `load_image`.
     """
     image = load_image(path)
-    with Image.open(path, formats=_formats()) as file:
+    with opened(path) as file:
         kind = "jpeg" if file.format in ("JPEG", "MPO") else "png"
     buffer = io.BytesIO()
     image.save(buffer, kind, **({"quality": 95} if kind == "jpeg" else {}))
     return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
+
+
+def opened(source: Path | IO[bytes]) -> Image.Image:
+    """An image whose header was read, by the decoders of `FORMATS` alone.
+
+    Raises:
+        OSError: it is none; other errors are those of Pillow's decoders.
+    """
+    return Image.open(source, formats=_formats())
 
 
 def _decode(
@@ -128,10 +147,12 @@ def _decode(
         size = source.stat().st_size if isinstance(source, Path) else len(source)
         if not 0 < size <= _BYTES:
             return ("image-too-large", f"{size} bytes") if size else ("image-broken", "it is empty")
-        file = source if isinstance(source, Path) else io.BytesIO(source)
-        with Image.open(file, formats=_formats()) as image:
-            if refused := _too_many_pixels(image, max_pixels):
-                return "image-too-large", refused
+        data = source.read_bytes() if isinstance(source, Path) else source
+        with opened(io.BytesIO(data)) as image:
+            if what := _also(data):
+                return "image-polyglot", f"it is {what}, too"
+            if refused := _ill_shaped(image, max_pixels):
+                return refused
             mode = image.mode
             image.load()
             upright, turned = _upright(image)
@@ -142,6 +163,8 @@ def _decode(
         return "image-too-large", str(error)
     except MemoryError:  # of this machine, and no fault of the file
         raise
+    except UnidentifiedImageError:
+        return "image-broken", "it is of no format that is read"
     except Exception as error:  # Pillow's decoders raise nearly anything on a damaged file
         unread = isinstance(error, OSError) and error.errno in _OUT_OF_REACH
         return "image-missing" if unread else "image-broken", f"{type(error).__name__}: {error}"
@@ -154,11 +177,39 @@ def _formats() -> tuple[str, ...]:
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
-def _too_many_pixels(image: Image.Image, max_pixels: int | None) -> str:
+def _ill_shaped(image: Image.Image, max_pixels: int | None) -> tuple[str, str] | None:
+    """(reason, detail) if nobody should decode it."""
     limits = [n for n in (Image.MAX_IMAGE_PIXELS, max_pixels) if n is not None]
-    if limits and image.width * image.height > min(limits):
-        return f"{image.width} x {image.height} pixels, limit {min(limits)}"
-    return ""
+    short, long = sorted(image.size)
+    if short < 1:
+        return "image-broken", f"{image.width} x {image.height} pixels"
+    if limits and short * long > min(limits):
+        return "image-too-large", f"{image.width} x {image.height} pixels, limit {min(limits)}"
+    if long > _SIDE:
+        return "image-too-large", f"{image.width} x {image.height} pixels, limit of a side {_SIDE}"
+    if long > _SLIM * short:
+        return "image-too-slim", f"{image.width} x {image.height} pixels"
+    return None
+
+
+_PAGE = re.compile(rb"<(?:script|html|iframe|!doctype\s+html|\?php|svg[\s>])", re.IGNORECASE)
+_SCRIPT = re.compile(rb"(?:GIF8[79]a|BM)(?:/\*|=)")
+_PROGRAMS = (b"\x7fELF", b"MZ", b"#!", b"%PDF-")
+_END_OF_ZIP = b"PK\5\6"
+
+
+def _also(data: bytes) -> str:
+    """What else the bytes of a picture would pass for; empty: nothing that is looked for here."""
+    if _PAGE.search(data):
+        return "a web page"
+    if _SCRIPT.match(data):
+        return "a script"
+    if data.startswith(_PROGRAMS) or b"%PDF-" in data[:1024]:
+        return "a document or program"
+    at = data.rfind(_END_OF_ZIP, max(0, len(data) - 2**16 - 22))
+    # its last two bytes say how long a comment follows, so that chance hardly makes one
+    whole = at >= 0 and at + 22 + int.from_bytes(data[at + 20 : at + 22], "little") == len(data)
+    return "an archive" if whole else ""
 
 
 def _is_animated(image: Image.Image) -> bool:

@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Any
 
 from selfcal.chat import ChatError, Message
 from selfcal.clock import spent
+from selfcal.image import opened
 from selfcal.judge.asking import Chat
-from selfcal.memory import attempt
+from selfcal.memory import attempt, note
 from selfcal.policy import NOT_LOADED, ModelError, Policy, Prompt, load_policy, model_path
 from selfcal.policy import pick_device as _device
 
@@ -139,6 +140,7 @@ class LocalModel:
                 "model, fewer max_tokens or smaller images"
             )
         else:
+            note(f"{self._name} ran out of memory: it goes on with smaller batches (batch_size)")
             half = len(batch) // 2
             self._answer_alike(batch[:half])
             self._answer_alike(batch[half:])
@@ -203,7 +205,7 @@ class LocalModel:
     @cached_property
     def _chat(self) -> Chat:
         writer = self._model.processor if self._sees else self._model.tokenizer
-        return Chat(self._name, writer, self._model.tokenizer, sees=self._sees)
+        return Chat(self._name, writer, sees=self._sees)
 
     @cached_property
     def _sees(self) -> bool:
@@ -292,9 +294,7 @@ def _flat(messages: Sequence[Message]) -> tuple[str, list[str]]:
 
 def _image(url: str) -> Image.Image:
     """The picture in a data URL that `user_message` wrote."""
-    from PIL import Image
-
-    with Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))) as image:
+    with opened(io.BytesIO(base64.b64decode(url.partition(",")[2]))) as image:
         return image.convert("RGB")
 
 

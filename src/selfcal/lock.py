@@ -10,6 +10,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from selfcal.errors import StoreError
+from selfcal.remote import mirror_of
 from selfcal.store import explained, read_json, write_json
 
 LOCK, HOLDER = ".lock", ".lock-holder"
@@ -20,8 +21,19 @@ def lock_holder(run: Path) -> str:
     """The process that works on a run, in words; empty if there is none.
 
     The holder's note is removed with the lock, and stays behind where a process was killed: only
-    then is the lock tried, so that looking never gets in the way of a run that starts.
+    then is the lock tried, so that looking never gets in the way of a run that starts. Of a
+    run on a store, its lease is asked, too.
+
+    Raises:
+        StoreError: the run lies on a store that cannot be asked.
     """
+    mirror = mirror_of(run)
+    if here := _holder_here(run if mirror is None else mirror.worked_in):
+        return here
+    return mirror.holder() if mirror is not None else ""
+
+
+def _holder_here(run: Path) -> str:
     if not (run / HOLDER).exists() or not (run / LOCK).exists():
         return ""
     try:
@@ -45,7 +57,8 @@ class RunLock:
     """Keeps other processes out of a run, for as long as the `with` block lasts.
 
     The operating system holds the lock (`.lock`), so it goes with a process that dies. Who holds
-    it stands beside it in `.lock-holder`, for the message only.
+    it stands beside it in `.lock-holder`, for the message only. A run on a store has a lease there
+    as well, for as long.
     """
 
     def __init__(self, run: Path) -> None:
@@ -70,6 +83,8 @@ class RunLock:
                 ) from error
         try:
             write_json(self._holder, {"pid": os.getpid(), "host": socket.gethostname()})
+            if (mirror := mirror_of(self._run)) is not None:
+                mirror.lock()
         except BaseException:
             self.__exit__()
             raise
@@ -77,6 +92,8 @@ class RunLock:
 
     def __exit__(self, *_: object) -> None:
         """Give the lock back."""
+        if (mirror := mirror_of(self._run)) is not None:
+            mirror.unlock()
         with suppress(OSError):  # first, as after the release it may be the next holder's
             self._holder.unlink(missing_ok=True)
         self._lock.release()

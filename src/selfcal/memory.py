@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -64,6 +65,35 @@ def attempt(work: Callable[[], T]) -> tuple[T | None, str]:
         said = str(error).splitlines()
     release()
     return None, said[0] if said else "out of memory"
+
+
+_hears: list[Callable[[str], None]] = []
+_noted: dict[str, None] = {}
+
+
+def note(line: str) -> None:
+    """Tell people, once, that less memory than asked for must do."""
+    if line not in _noted:
+        _noted[line] = None
+        for hear in _hears:
+            hear(line)
+
+
+def noted() -> list[str]:
+    """What was told since the last time this was asked."""
+    lines = list(_noted)
+    _noted.clear()
+    return lines
+
+
+@contextmanager
+def told(hear: Callable[[str], None]) -> Iterator[None]:
+    """Let `hear` be told, for as long as the block runs."""
+    _hears.append(hear)
+    try:
+        yield
+    finally:
+        _hears.remove(hear)
 
 
 def release() -> None:

@@ -1,8 +1,8 @@
 """Run a method's stages in order, in one folder, and resume where it was left.
 
-A finished stage with the same fingerprint (see `planning`) is never redone, and a changed setting
-redoes just what depends on it. Who does the work of a stage, this process or others, is the
-executor's business.
+A finished stage with the same fingerprint (see `planning`) is never redone unless it is damaged
+(see `mending`), and a changed setting redoes just what depends on it. Who does the work of a stage,
+this process or others, is the executor's business.
 """
 
 from __future__ import annotations
@@ -11,19 +11,30 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from selfcal import clock, stopping
+from selfcal import clock, memory, stopping
 from selfcal.errors import StoreError
 from selfcal.executor import Executor, open_executor
 from selfcal.lock import LOCK_FILES, RunLock
+from selfcal.mending import WEIGHTS, freed_weights, mend, outcomes, redo, stale, survey
 from selfcal.planning import FORMAT, RECIPE_FILE, Planned, locate, open_run, pin, plan
 from selfcal.recipe import Recipe
+from selfcal.remote import Read, place_of
 from selfcal.reporting import Both, Reporter, Silent
 from selfcal.stage import Work
-from selfcal.store import MANIFEST, PARTIAL, StageDir, read_json, write_json
+from selfcal.store import (
+    MANIFEST,
+    MARKER,
+    PARTIAL,
+    StageDir,
+    explained,
+    read_json,
+    write_json,
+    write_signed,
+)
 from selfcal.tracking import Tracked, Watch, check
 from selfcal.types import Result
 
@@ -60,11 +71,35 @@ def execute(
     clock.exact = profile
     planned = locate(recipe, run)
     _refuse_foreign(run)
-    stopping.forget()
-    with RunLock(run):
-        write_json(run / RECIPE_FILE, {"format": FORMAT, "recipe": recipe.model_dump(mode="json")})
+    place = place_of(run)
+    with RunLock(run), _heeding(), place.working(_reads(recipe, planned)):
+        _clear_leftovers(run)
+        settings = recipe.model_dump(mode="json")
+        write_signed(run / RECIPE_FILE, {"format": FORMAT, "recipe": settings})
+        place.saved([run / RECIPE_FILE])
         with _tracked(recipe, run, planned, tell) as tell, open_executor(recipe) as executor:
             _go_through(recipe, run, planned, tell, executor, reuse, profile)
+
+
+def _reads(recipe: Recipe, planned: Sequence[Planned]) -> list[Read]:
+    """What each stage reads, for the place of the run."""
+    found: dict[str, dict[str, StageDir]] = {}
+    for p in planned:
+        own = {name: q.folder for q in planned if (name := q.stage.name) in p.stage.inputs}
+        if recipe.policy.server:  # it serves the adapters of all trainings before
+            own |= {k: v for name in p.stage.inputs for k, v in found[name].items()}
+        found[p.stage.name] = own
+    return [Read(p.folder, list(found[p.stage.name].values())) for p in planned]
+
+
+@contextmanager
+def _heeding() -> Iterator[None]:
+    """A wish to stop is fulfilled by the work that it stops, and holds until then."""
+    try:
+        yield
+    except stopping.Stopped:
+        stopping.forget()
+        raise
 
 
 @contextmanager
@@ -92,25 +127,48 @@ def _go_through(
     reuse: Sequence[Path],
     profile: bool,
 ) -> None:
-    """Do the stages that are not done, in their order."""
+    """Do the stages that are not done or no longer sound, in their order."""
     folders = {p.stage.name: p.folder for p in planned}
+    here = [p for p in planned if not p.folder.done or place_of(run).has(p.folder)]
+    faults = survey(here, stopping.heed)
     for number, p in enumerate(planned, start=1):
-        if p.folder.done:
+        why = _mended(p, planned, faults, tell)
+        if p.folder.done and not why:
             tell.skips(p.stage, reused=False)
-        elif _reuse(p, run, reuse):
+        elif _reuse(p, run, reuse, folders):
             tell.skips(p.stage, reused=True)
         else:
             stopping.heed()
             tell.begins(p.stage, number, len(planned))
-            seconds = _perform(recipe, run, p, folders, tell, executor)
+            seconds = _perform(recipe, run, p, folders, tell, executor, why)
             if profile:
                 _note_profile(run, p, seconds)
+
+
+def _mended(
+    p: Planned, planned: Sequence[Planned], faults: Mapping[str, Sequence[str]], tell: Reporter
+) -> Sequence[str]:
+    """Make a stage ready to be done again where it must be; gives why."""
+    damaged = faults.get(p.stage.name)
+    if damaged is not None:
+        tell.mends(p.stage, damaged or [f"{MANIFEST} or {MARKER}"])
+    if not p.folder.done:
+        return ()
+    if damaged:
+        mend(p, damaged, planned)
+        return damaged
+    if why := stale(p, {q.stage.name: q.folder for q in planned}):
+        tell.mends(p.stage, why)
+        redo(p, planned)
+    return why
 
 
 def _note_profile(run: Path, p: Planned, seconds: float) -> None:
     """Add a stage to the run's profile; a stage that was resumed counts what this process did."""
     path = run / PROFILE_FILE
-    known = read_json(path) if path.exists() else {}
+    known = {}
+    with suppress(StoreError):  # missing or damaged: what it said is not worth a stop
+        known = read_json(path)
     parts = {name: round(s, 3) for name, s in sorted(clock.take().items())}
     parts["other"] = round(max(0.0, seconds - sum(parts.values())), 3)
     known[p.stage.name] = {"seconds": round(seconds, 3), "parts": parts}
@@ -122,8 +180,16 @@ def _refuse_foreign(run: Path) -> None:
         raise StoreError(f"{run} is a file; give a folder for the run")
     if run.is_dir() and any(run.iterdir()) and not (run / RECIPE_FILE).exists():
         names = {p.name for p in run.iterdir()} - set(LOCK_FILES)
-        if names:
+        if any(not name.endswith(PARTIAL) for name in names):  # what a kill left is ours
             raise StoreError(f"{run} is not empty and is no run of selfcal; give another folder")
+
+
+def _clear_leftovers(run: Path) -> None:
+    """Delete what a killed process left half written beside the stages' folders."""
+    with explained("clear", run):
+        for leftover in run.glob(f".*{PARTIAL}"):
+            if leftover.is_file():
+                leftover.unlink()
 
 
 def _perform(
@@ -133,24 +199,38 @@ def _perform(
     folders: Mapping[str, StageDir],
     tell: Reporter,
     executor: Executor,
+    mended: Sequence[str] = (),
 ) -> float:
     """Do a stage's work; gives the seconds it took."""
     clock.take()
-    p.folder.open()
+    read, place = outcomes(p, folders), place_of(run)
     inputs = {name: folders[name] for name in p.stage.inputs}
-    work = Work(run, p.stage, p.folder, inputs, recipe.seed, tell.moves)
+    for folder in inputs.values():
+        place.needs(folder)
+    place.takes_up(p.folder)
+    p.folder.open(read)
+    place.opened(p.folder)
+    work = Work(run, p.stage, p.folder, inputs, recipe.seed, tell.moves, place.saved)
     began = time.monotonic()
-    stats = executor.run(recipe, work)
+    memory.noted()  # a new stage may say again what an earlier one has said
+    with memory.told(tell.notes):
+        stats = executor.run(recipe, work)
+    if lines := memory.noted():
+        stats = {**stats, "notes": lines}
     seconds = time.monotonic() - began
-    p.folder.finish(stats, round(seconds, 2))
+    p.folder.finish(stats, round(seconds, 2), read, mended)
+    place.finished(p.folder)
     tell.ends(p.stage, stats, seconds)
     return seconds
 
 
-def _reuse(p: Planned, run: Path, others: Sequence[Path]) -> bool:
+def _reuse(p: Planned, run: Path, others: Sequence[Path], folders: Mapping[str, StageDir]) -> bool:
     for other in others:
         there = StageDir(other / p.stage.name, p.folder.fingerprint)
-        if there.done and other.resolve() != run.resolve():
+        if there.done:
+            place_of(other).fetch(there)
+        if other.resolve() != run.resolve() and _sound(Planned(p.stage, there), folders):
+            place_of(run).takes_up(p.folder)
             if p.folder.path.exists():
                 p.folder.open()  # moves other work aside
                 shutil.rmtree(p.folder.path)
@@ -166,8 +246,17 @@ def _reuse(p: Planned, run: Path, others: Sequence[Path]) -> bool:
             )
             _link(there.path / MANIFEST, half / MANIFEST)
             half.rename(p.folder.path)
+            place_of(run).finished(p.folder)
             return True
     return False
+
+
+def _sound(there: Planned, folders: Mapping[str, StageDir]) -> bool:
+    """Whether a stage of another run is finished, whole, and made of what this run has."""
+    folder = there.folder
+    if not folder.done or freed_weights(folder):
+        return False
+    return not folder.verify(WEIGHTS) and not stale(there, folders)
 
 
 def _link(source: Any, target: Any) -> Any:
@@ -180,10 +269,9 @@ def _link(source: Any, target: Any) -> Any:
 
 def results(run: Path) -> list[Result]:
     """All results of a run so far, in the order of its checkpoints."""
-    recipe = open_run(run)
-    return [
-        r
-        for p in locate(recipe, run)
-        if p.stage.name.startswith("eval/") and p.folder.done
-        for r in p.folder.read("results", Result)
-    ]
+    found: list[Result] = []
+    for p in locate(open_run(run), run):
+        if p.stage.name.startswith("eval/") and p.folder.done:
+            place_of(run).needs(p.folder)
+            found += p.folder.read("results", Result)
+    return found

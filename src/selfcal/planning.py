@@ -28,7 +28,7 @@ from selfcal.recipe import (
     Settings,
 )
 from selfcal.stage import Stage
-from selfcal.store import StageDir, file_digest, fingerprint, read_json
+from selfcal.store import StageDir, file_digest, fingerprint, read_signed
 
 S = TypeVar("S", bound=Settings)
 RECIPE_FILE = "recipe.json"
@@ -183,7 +183,13 @@ def open_run(run: Path) -> Recipe:
     path = run / RECIPE_FILE
     if not path.exists():
         raise StoreError(f"{run} is no run of selfcal: it has no {RECIPE_FILE}")
-    found = read_json(path)
+    try:
+        found = read_signed(path)
+    except StoreError as error:
+        raise StoreError(
+            f"{path} was changed, is damaged, or cannot be read; nothing else is lost: `selfcal "
+            f"run RECIPE --out {run}`, with the run's own recipe and settings, writes it anew"
+        ) from error
     try:
         values = found["recipe"]
         if isinstance(own := values.get("evaluate"), dict):

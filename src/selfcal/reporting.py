@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from selfcal.stage import Stage
@@ -24,6 +24,12 @@ class Reporter(Protocol):
     def skips(self, stage: Stage, reused: bool) -> None:
         """A stage was done before, here or in a run that is reused."""
 
+    def mends(self, stage: Stage, names: Sequence[str]) -> None:
+        """A finished stage is not what it was: files of it, or stages it has read, by name."""
+
+    def notes(self, line: str) -> None:
+        """Something happened that people should know of; said once."""
+
 
 class Silent:
     """A reporter that says nothing."""
@@ -38,6 +44,12 @@ class Silent:
         """Nothing."""
 
     def skips(self, stage: Stage, reused: bool) -> None:
+        """Nothing."""
+
+    def mends(self, stage: Stage, names: Sequence[str]) -> None:
+        """Nothing."""
+
+    def notes(self, line: str) -> None:
         """Nothing."""
 
 
@@ -67,3 +79,13 @@ class Both:
         """A stage was done before, here or in a run that is reused."""
         for tell in self._every:
             tell.skips(stage, reused)
+
+    def mends(self, stage: Stage, names: Sequence[str]) -> None:
+        """A finished stage is not what it was."""
+        for tell in self._every:
+            tell.mends(stage, names)
+
+    def notes(self, line: str) -> None:
+        """Something happened that people should know of."""
+        for tell in self._every:
+            tell.notes(line)

@@ -10,11 +10,13 @@ or workers elsewhere (see `executor`). A killed run loses at most the shards in 
 from __future__ import annotations
 
 import hashlib
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 from selfcal.errors import SelfcalError
 from selfcal.stopping import heed
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
 T = TypeVar("T", bound="DataclassInstance")
 Item = TypeVar("Item")
 Labelled = TypeVar("Labelled", LabelledPair, GradedResponse, RankedResponses)
+_WRITTEN = 10_000
+"""Records of a `Writer` in memory, at most."""
 Shards = Mapping[str, tuple[type[Any], Sequence[Any]]]
 """Name of the records -> (their kind, the records)."""
 
@@ -116,15 +120,20 @@ class Work:
         """Records of an input stage, one shard in memory at a time."""
         return self.inputs[stage].records(name, kind)
 
-    def samples(self, stage: str, name: str) -> list[Sample]:
-        """Samples of an input stage, their image paths resolved against the run."""
+    def column(self, stage: str, name: str, kind: type[T], field: str) -> Iterator[Any]:
+        """One field alone of an input stage's records, one shard in memory at a time."""
+        return self.inputs[stage].column(name, kind, field)
+
+    def samples(self, stage: str, name: str, most: int | None = None) -> list[Sample]:
+        """Samples of an input stage, their image paths resolved against the run; the first ones."""
+        at = str(self.run)
         return [
             replace(
                 s,
-                image=str(self.run / s.image),
-                more_images=tuple(str(self.run / i) for i in s.more_images),
+                image=os.path.join(at, s.image),
+                more_images=tuple(os.path.join(at, i) for i in s.more_images),
             )
-            for s in self.read(stage, name, Sample)
+            for s in islice(self.records(stage, name, Sample), most)
         ]
 
     def shown(self, labelled: Iterable[Labelled]) -> list[Labelled]:
@@ -143,6 +152,19 @@ class Work:
         """Write records as one shard."""
         self.folder.write_shard(name, 0, records, kind)
         self.saved([self.folder.shard(name, 0)])
+
+    def written(self, name: str, kind: type[T]) -> int:
+        """How many records of that name the stage has written by now."""
+        first = fields(kind)[0].name
+        return sum(1 for _ in self.folder.column(name, kind, first))
+
+    def drop_counts(self) -> dict[str, JSON]:
+        """The drops that the stage has written by now, by reason."""
+        return dict(sorted(Counter(self.folder.column("drops", Drop, "reason")).items()))
+
+    def writer(self, name: str, kind: type[T]) -> Writer[T]:
+        """Write records one by one; see `Writer`."""
+        return Writer(self, name, kind)
 
     def checkpoint(self, stage: str) -> str:
         """Path of the merged checkpoint that an input stage trained."""
@@ -243,6 +265,33 @@ class Work:
             self.folder.write_shard(name, i, records, kind)
         self.folder.seal(i, list(shards))
         self.saved([*(self.folder.shard(name, i) for name in shards), self.folder.mark(i)])
+
+
+class Writer(Generic[T]):
+    """Writes records one by one, so that they never fill the memory; `end` writes the last ones."""
+
+    def __init__(self, work: Work, name: str, kind: type[T]) -> None:
+        """What a killed run has left by that name is deleted."""
+        self._work, self._name, self._kind = work, name, kind
+        self._rows, self._shard = list[T](), 0
+        for left in work.out.glob(f"{name}-[0-9]*.parquet"):
+            left.unlink()
+
+    def add(self, record: T) -> None:
+        """Write a record, at the latest in `end`."""
+        self._rows.append(record)
+        if len(self._rows) == _WRITTEN:
+            self._write()
+
+    def end(self) -> None:
+        """Write what is left; one empty shard if there was no record."""
+        if self._rows or not self._shard:
+            self._write()
+
+    def _write(self) -> None:
+        self._work.folder.write_shard(self._name, self._shard, self._rows, self._kind)
+        self._work.saved([self._work.folder.shard(self._name, self._shard)])
+        self._rows, self._shard = [], self._shard + 1
 
 
 def _parts(items: Sequence[Item], size: int) -> Callable[[int], Sequence[Item]]:

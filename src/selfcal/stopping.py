@@ -14,6 +14,13 @@ class Stopped(Exception):
     """The work was left where it can be taken up again, because somebody asked for that."""
 
 
+class Again(Exception):
+    """The stage shall be run again: it has kept what it has done, and noted what to do otherwise.
+
+    The text says why, in a line for people.
+    """
+
+
 def ask() -> None:
     """Ask whoever works in this process to stop after the batch in work."""
     _wish.set()

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from selfcal.data.rows import as_text
+from selfcal.parquet import opened
 from selfcal.rationale import HEADINGS
 from selfcal.teacher import TeacherError
 from selfcal.types import Sample
@@ -181,17 +182,16 @@ def _lines(path: Path) -> Iterator[tuple[str, Row]]:
 
 def _table(path: Path) -> Iterator[tuple[str, Row]]:
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     number = 0
     try:
-        with pq.ParquetFile(path) as file:
+        with opened(path) as file:
             flat = [f.name for f in file.schema_arrow if not _is_bulky(f.type)]
             for batch in file.iter_batches(_ROWS, columns=flat):
                 for row in batch.to_pylist():
                     number += 1
                     yield f"row {number}", row
-    except pa.ArrowException as error:
+    except (pa.ArrowException, ValueError) as error:
         raise TeacherError(
             f"{path}: not readable as Parquet after row {number} ({error}); write the file anew"
         ) from error

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import os
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,7 @@ from selfcal.methods.parts.search import ENGINE
 from selfcal.pipeline import locate, pin
 from selfcal.recipe import Recipe, load_recipe
 from selfcal.stage import Stage
+from selfcal.store import StageDir
 from selfcal.types import Sample
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "miniworld-src.yaml"
@@ -26,6 +30,28 @@ PARTS = "selfcal.methods.parts"
 SHARDS = {"search": 8, "scoring": 5, "judges": 5, "measure": 10}
 """Rows a shard, by module of `PARTS`."""
 """So that every sharded stage has several."""
+
+
+def small_shards() -> None:
+    """Part the stages of this process so."""
+    for name, size in SHARDS.items():
+        import_module(f"{PARTS}.{name}")._SHARD = size
+
+
+def be_a_worker() -> None:
+    """As `small_shards`; wait before a shard is sealed, as long as a file `pause` is in the run."""
+    small_shards()
+    seal = StageDir.seal
+
+    def sealing(self: StageDir, *args: Any) -> None:
+        run = self.path.parents[1]
+        if (run / "pause").exists():
+            (run / f"paused-{os.getpid()}").touch()
+        while (run / "pause").exists():
+            time.sleep(0.05)
+        seal(self, *args)
+
+    StageDir.seal = sealing  # type: ignore[method-assign]
 
 
 def small(*more: str) -> Recipe:
@@ -42,6 +68,8 @@ class Told:
     skipped: list[str] = field(default_factory=list)
     reused: list[str] = field(default_factory=list)
     moved: list[tuple[int, int]] = field(default_factory=list)
+    mended: dict[str, list[str]] = field(default_factory=dict)
+    noted: list[str] = field(default_factory=list)
 
     def begins(self, stage: Stage, number: int, of: int) -> None:
         self.begun.append(stage.name)
@@ -54,6 +82,12 @@ class Told:
 
     def skips(self, stage: Stage, reused: bool) -> None:
         (self.reused if reused else self.skipped).append(stage.name)
+
+    def mends(self, stage: Stage, names: Sequence[str]) -> None:
+        self.mended[stage.name] = list(names)
+
+    def notes(self, line: str) -> None:
+        self.noted.append(line)
 
 
 class Near(float):

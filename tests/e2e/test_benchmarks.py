@@ -54,3 +54,14 @@ def test_full_size_scaled_down() -> None:
     assert found["scaled_down"]
     assert found["projected_gpu_hours"] is None
     assert {"search", "judge", "dpo", "sft", "evaluation"} <= found["parts"].keys()
+
+
+def test_soak(tmp_path: Path) -> None:
+    short = ("--samples", 100, "--iterations", 1, "--minutes", 0, "--rounds", 3)
+    found = last_line(
+        "benchmarks/soak.py", "--out", tmp_path, *short, "--every", 0.1, "--stop-every", 3
+    )
+    assert found["targets"].keys() <= found.keys()
+    assert (found["rounds"], found["leaked_processes"]) == (3, 0)
+    assert found["lasting"]["files_at_end"]["slope"] == 0  # stopped or not, each leaves the same
+    assert {"data", "teacher", "iter-1/judgments"} & found["stages"].keys()

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,9 +19,10 @@ from transformers import (
     LlavaNextImageProcessorPil,
     LlavaNextProcessor,
 )
-from trl import DPOTrainer
+from trl import DPOTrainer, SFTTrainer
 from trl.trainer.dpo_trainer import DataCollatorForVisionPreference
 
+from selfcal import stopping
 from selfcal.corruption import corrupt_file
 from selfcal.image import load_image
 from selfcal.judge.scorer import Comparison, RScorer
@@ -28,7 +30,8 @@ from selfcal.miniworld.models import build_processor, build_tokenizer
 from selfcal.policy import Policy, load_policy, prompt_text, user_turn
 from selfcal.recipe import Dpo, Lora, Training
 from selfcal.store import tree_digest
-from selfcal.train import Run, TrainingError, dpo, sft, train_judge
+from selfcal.train import Run, Trained, TrainingError, dpo, sft, train_judge
+from selfcal.train.checkpoints import checkpoints
 from selfcal.train.policy import _RejectedImages
 from selfcal.types import Candidate, LabelledPair, PreferencePair, Sample
 
@@ -129,7 +132,7 @@ def test_a_training_of_several_processes_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(TrainingError, match=r"2 processes .* without torchrun or accelerate"):
+    with pytest.raises(TrainingError, match=r"2 processes .* without torchrun .* executor\.ranks"):
         sft(policy_folder, rows, settings(), here(tmp_path))
 
 
@@ -593,3 +596,158 @@ def test_overlong_prompts_of_the_judge_are_left_out_and_named(
     )
     assert trained.rows == 6
     assert [(d.sample_id, d.reason) for d in trained.drops] == [("long", "overlong")] * 2
+
+
+# --- stopping, memory, explosions, damaged checkpoints --------------------------------------
+
+
+def weights(out: Path) -> dict[str, torch.Tensor]:
+    return load_file(out / "checkpoint/model.safetensors")
+
+
+def same(one: Path, other: Path) -> bool:
+    a, b = weights(one), weights(other)
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_a_training_that_is_stopped_goes_on_as_if_it_had_not_been(
+    tmp_path: Path, policy_folder: str, pairs: list[tuple[Sample, PreferencePair]]
+) -> None:
+    """In mid-epoch, between two figures of the curve, with dropout; `save_steps` is not set."""
+    lora = Lora(rank=4, alpha=8, dropout=0.3)
+    kind = Dpo(learning_rate=1e-2, batch_size=1, micro_batch_size=1, steps=42, lora=lora)
+
+    def train(to: Run) -> Trained:
+        return dpo(policy_folder, pairs, kind, to)
+
+    def ask(done: int, total: int) -> None:
+        if done == 10:
+            stopping.ask()  # heeded at the end of step 11, of which none is a multiple of 2
+
+    whole = train(here(tmp_path / "whole"))
+    saved: list[str] = []
+    to = here(tmp_path / "parts", progress=ask, saved=lambda folder: saved.append(folder.name))
+    try:
+        with pytest.raises(stopping.Stopped):
+            train(to)
+    finally:
+        stopping.forget()
+    assert saved == ["checkpoint-11"]
+    assert not (tmp_path / "parts/checkpoint").exists()
+    torch.manual_seed(99)
+    parts = train(here(tmp_path / "parts"))
+    assert same(tmp_path / "whole", tmp_path / "parts")
+    assert len(whole.curve) == 21  # a figure every second step
+    assert [row["step"] for row in parts.curve] == [row["step"] for row in whole.curve]
+    for one, other in zip(whole.curve, parts.curve, strict=True):
+        assert other == pytest.approx(one, rel=1e-6), one["step"]
+
+
+def test_a_wish_to_stop_at_the_last_step_lets_the_training_end(
+    tmp_path: Path, policy_folder: str, rows: list[tuple[Sample, str]]
+) -> None:
+    stopping.ask()
+    try:
+        assert sft(policy_folder, rows, settings(), here(tmp_path)).steps == 1
+    finally:
+        stopping.forget()
+
+
+@pytest.mark.parametrize("damage", ["flipped", "cut"])
+def test_a_damaged_checkpoint_is_never_loaded(
+    tmp_path: Path, policy_folder: str, rows: list[tuple[Sample, str]], damage: str
+) -> None:
+    kind = settings(steps=6, batch_size=2, save_steps=2)
+    sft(policy_folder, rows, kind, here(tmp_path / "whole"))
+    with pytest.raises(Killed):
+        sft(policy_folder, rows, kind, here(tmp_path / "parts", progress=kill_after(5)))
+    adapter = tmp_path / "parts/trl/checkpoint-4/adapter_model.safetensors"
+    data = bytearray(adapter.read_bytes())
+    data[-5] ^= 64  # in the weights: it would load, and train on
+    adapter.write_bytes(data if damage == "flipped" else data[:-5])
+    steps: list[int] = []
+    to = here(tmp_path / "parts", progress=lambda done, total: steps.append(done))
+    sft(policy_folder, rows, kind, to)
+    assert steps == [3, 4, 5, 6]  # from the one before
+    assert same(tmp_path / "whole", tmp_path / "parts")
+
+
+def starve(monkeypatch: pytest.MonkeyPatch, most: int) -> list[int]:
+    """A machine whose memory holds so many rows a forward pass; gives the sizes that were tried."""
+    step, tried = SFTTrainer.training_step, list[int]()
+
+    def training_step(self: SFTTrainer, model: object, inputs: Any, *more: Any) -> torch.Tensor:
+        tried.append(len(inputs["input_ids"]))
+        if tried[-1] > most and self.state.global_step >= 3:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        return step(self, model, inputs, *more)
+
+    monkeypatch.setattr(SFTTrainer, "training_step", training_step)
+    return tried
+
+
+def test_memory_that_runs_out_halves_the_forward_pass_and_not_the_batch(
+    tmp_path: Path,
+    policy_folder: str,
+    rows: list[tuple[Sample, str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    kind = settings(steps=6, save_steps=2, learning_rate=1e-3)
+    with monkeypatch.context() as patch:
+        tried = starve(patch, most=1)
+        for micro in (4, 2):
+            with pytest.raises(stopping.Again, match=f"{micro} samples .* from step 2 with "):
+                sft(policy_folder, rows, kind, here(tmp_path / "parts"))
+        trained = sft(policy_folder, rows, kind, here(tmp_path / "parts"))
+    # 3 steps and the one that failed; from step 2 on 1 step of 2 passes, and again; then 4 steps
+    assert tried == [4] * 4 + [2] * 3 + [1] * 16
+    assert (trained.steps, trained.lowered) == (6, 1)
+    assert sft(policy_folder, rows, kind, here(tmp_path / "whole")).lowered is None
+    one, other = (load_file(tmp_path / n / "checkpoint/model.safetensors") for n in NAMES)
+    assert all(torch.allclose(one[k], other[k], atol=1e-5) for k in one)
+
+
+def test_memory_for_no_sample_at_all_is_an_error(
+    tmp_path: Path,
+    policy_folder: str,
+    rows: list[tuple[Sample, str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    starve(monkeypatch, most=0)
+    kind = settings(steps=6, micro_batch_size=1)
+    with pytest.raises(TrainingError, match=r"out of memory with one sample .*max_length"):
+        sft(policy_folder, rows, kind, here(tmp_path))
+
+
+def test_a_loss_that_explodes_ends_the_training_and_keeps_what_was_good(
+    tmp_path: Path,
+    policy_folder: str,
+    rows: list[tuple[Sample, str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Step 5 ruins the weights: from step 6 on the loss is far beyond all before, and finite."""
+    kind = settings(steps=12, save_steps=1, learning_rate=1e-3, lora=None)
+    losses: list[float] = []
+    log = SFTTrainer.log
+
+    def ruin(done: int, total: int) -> None:
+        if done == 5:
+            model.append(True)
+
+    model: list[bool] = []
+
+    def watched(self: SFTTrainer, logs: dict[str, float], *more: Any) -> None:
+        losses.extend([logs["loss"]] if "loss" in logs else [])
+        if len(model) == 1:
+            model.append(True)
+            with torch.no_grad():
+                self.model.lm_head.weight.mul_(50)
+        log(self, logs, *more)
+
+    monkeypatch.setattr(SFTTrainer, "log", watched)
+    with pytest.raises(TrainingError, match=r"the loss exploded to .* by step 8; lower") as told:
+        sft(policy_folder, rows, kind, here(tmp_path, progress=ruin))
+    assert min(losses[5:]) > 2 * max(losses[:5]) + 2
+    assert [p.name for p in checkpoints(tmp_path / "trl")] == ["checkpoint-5"]
+    assert "trl/checkpoint-5" in str(told.value)
+    assert not (tmp_path / "checkpoint").exists()

@@ -23,6 +23,7 @@ from selfcal.errors import SelfcalError
 from selfcal.executor import base as executor
 from selfcal.lock import RunLock
 from selfcal.pipeline import Planned
+from selfcal.quiet import _LIBRARIES as quiet_libraries
 from selfcal.recipe import Recipe
 from selfcal.stage import Stage, Work
 from selfcal.store import write_json
@@ -527,7 +528,7 @@ def stages(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Stage]]:
     monkeypatch.setattr(planning, "load_method", lambda name: Method)
     monkeypatch.setattr(executor, "_seed_libraries", lambda seed, threads: None)
     before = dict(os.environ)
-    levels = {name: logging.getLogger(name).level for name in quiet._LIBRARIES}
+    levels = {name: logging.getLogger(name).level for name in quiet_libraries}
     yield planned
     os.environ.clear()
     os.environ.update(before)
@@ -586,31 +587,56 @@ def test_run_that_a_library_stops(stages: list[Stage], recipe_file: Path, tmp_pa
     assert signal.getsignal(signal.SIGINT) is before
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_run_that_a_signal_stops(number: int, recipe_file: Path, tmp_path: Path) -> None:
+def run_with_signals(recipe: Path, run: Path, *numbers: int) -> subprocess.CompletedProcess[str]:
+    """A run of two stages, in whose first one these signals come."""
     code = (
-        "import os, signal, sys\n"
+        "import os, signal\n"
         # a job in the background is started with it ignored
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "from selfcal import cli, planning\n"
         "from selfcal.executor import base as executor\n"
         "from selfcal.stage import Stage\n"
         "def stop(work):\n"
-        f"    os.kill(os.getpid(), {int(number)})\n"
+        f"    for number in {list(map(int, numbers))}: os.kill(os.getpid(), number)\n"
+        "    return {'pairs': 3}\n"
         "class Method:\n"
-        "    def plan(recipe): return [Stage('one', (), {}, stop, 3, 'samples', 'a fake')]\n"
+        "    def plan(recipe):\n"
+        "        return [Stage(n, (), {}, stop, 3, 'samples', 'a fake') for n in ('one', 'two')]\n"
         "planning.load_method = lambda name: Method\n"
         "executor._seed_libraries = lambda seed, threads: None\n"
         "cli.main()"
     )
+    words = ["run", str(recipe), "--out", str(run), "--set", "data.mix={a: 1}"]
+    return subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_a_run_after_the_work_in_hand(
+    number: int, recipe_file: Path, tmp_path: Path
+) -> None:
     run = tmp_path / "my run"
-    words = ["run", str(recipe_file), "--out", str(run), "--set", "data.mix={a: 1}"]
-    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True)
-    assert done.returncode == 130, done.stderr
+    done = run_with_signals(recipe_file, run, number)
+    assert done.returncode == 0, done.stderr
     assert done.stderr == (
+        "\nStopping after the batch in work; again to leave at once.\n"
         "Stopped; what is finished is kept. Go on with:\n"
         f"  {COMMAND.format(recipe=recipe_file, run=run)}\n"
     )
+    assert "one: done" in done.stdout and "two" not in done.stdout
+    assert not (run / ".lock-holder").exists()
+    shown = call("status", run)
+    assert f"Next: selfcal run --out '{run}'" in flat(shown.output)
+
+
+def test_a_second_signal_leaves_at_once(recipe_file: Path, tmp_path: Path) -> None:
+    run = tmp_path / "my run"
+    done = run_with_signals(recipe_file, run, signal.SIGTERM, signal.SIGINT)
+    assert done.returncode == 130
+    assert done.stderr.endswith(
+        "Stopped; what is finished is kept. Go on with:\n"
+        f"  {COMMAND.format(recipe=recipe_file, run=run)}\n"
+    )
+    assert "done" not in done.stdout
 
 
 def test_run_that_fails_as_foreseen(stages: list[Stage], recipe_file: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import subprocess
 import sys
 import types
 from collections import Counter
@@ -19,7 +20,7 @@ import yaml
 from rich.console import Console
 from typer.testing import CliRunner, Result
 
-from selfcal import cli, pipeline, planning
+from selfcal import cli, pipeline, planning, stopping
 from selfcal.compare import report, runs
 from selfcal.compare.collect import Outcome, Spent, read_outcome, spent
 from selfcal.compare.runs import Failure, Place, Runner, load_recipes, pick_baseline, read_seeds
@@ -830,3 +831,19 @@ def test_judge_audit_is_handed_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert call("judge", "audit", tmp_path, "--json", "--labels", "f").exit_code == 0
     assert call("judge", "audit", tmp_path).exit_code == 0
     assert asked == [(tmp_path, True, Path("f")), (tmp_path, False, None)]
+
+
+def test_a_wish_to_stop_is_passed_on_to_the_runs() -> None:
+    code = (
+        "import signal, sys, time\n"
+        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))\n"
+        "print('ready', flush=True)\n"
+        "time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None and child.stdout.readline() == b"ready\n"
+        stopping.ask()
+        try:
+            assert runs._ended(child) == 7
+        finally:
+            stopping.forget()

@@ -217,7 +217,7 @@ def test_comparisons_of_uncertain_samples_are_not_asked(tmp_path: Path, schedule
     assert {c.sample.id for c in judge.asked} == {"a", "c"}
     made = work.folder.read("judgments", Judgment)
     assert {g.sample_id for g in made} == {"a", "c"}  # nothing is made up for the others
-    by_sample = BySample("abcd", made)  # as an audit reads them
+    by_sample = BySample(work.folder, "judgments", Judgment)  # as an audit reads them
     assert [len(by_sample.of(name)) for name in "abcd"] == [
         sum(g.sample_id == name for g in made) for name in "abcd"
     ]

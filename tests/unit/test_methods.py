@@ -15,7 +15,7 @@ from selfcal import methods
 from selfcal.errors import SelfcalError
 from selfcal.judge.independent import compared
 from selfcal.methods import answer_only, parts, self_consistency
-from selfcal.methods.parts.budget import Budget, share
+from selfcal.methods.parts.budget import Budget, before_each, share
 from selfcal.methods.parts.scoring import curate_sample
 from selfcal.pipeline import execute, plan, results
 from selfcal.recipe import Recipe, RecipeError, Settings, load_recipe
@@ -146,9 +146,21 @@ def test_a_sample_counts_if_those_before_it_left_something() -> None:
 
 
 def test_what_was_spent_before_counts() -> None:
-    assert list(fed(Budget(25, spent=25), [sample()])) == []
-    assert list(fed(Budget(25, spent=24), [sample()])) == [sample()]
-    assert list(fed(Budget(None, spent=10**9), [sample()])) == [sample()]
+    before = before_each([Sample("0", "", "?", ""), sample()], {"0": 25})
+    assert list(fed(Budget(25, before), [sample()])) == []
+    assert list(fed(Budget(26, before), [sample()])) == [sample()]
+    assert list(fed(Budget(None, before), [sample()])) == [sample()]
+
+
+def test_a_gap_among_saved_samples_is_filled_as_if_it_had_never_been() -> None:
+    samples = [Sample(str(i), "", "?", "") for i in range(6)]
+    # sample 2 was lost, and 4 and 5 are open; 0, 1 and 3 are saved with ten tokens each
+    before = before_each(samples, {"0": 10, "1": 10, "3": 10})
+    assert before == {"0": 0, "1": 10, "2": 20, "3": 20, "4": 30, "5": 30}
+    budget, left = Budget(35, before), iter([samples[2], *samples[4:]])
+    feed = budget.feed(left)
+    assert [budget.settle(10) for s in feed] == [(samples[2], None)]
+    assert [d.sample_id for d in budget.rest(left)] == ["4", "5"]  # 0 to 3 took forty
 
 
 def test_iterations_share_a_budget_equally() -> None:

@@ -13,12 +13,14 @@ from pydantic import ValidationError
 from selfcal.errors import SelfcalError
 from selfcal.pipeline import RECIPE_FILE, locate, open_run, pin, plan, results
 from selfcal.recipe import (
+    LocalExecutor,
     LocalLabels,
     LocalMarker,
     LocalTeacher,
     Lora,
     MiniWorldTeacher,
     Policy,
+    RayExecutor,
     Recipe,
     RecipeError,
     load_recipe,
@@ -371,6 +373,40 @@ def test_all_that_is_wrong_is_told_at_once(file: Path) -> None:
     with pytest.raises(RecipeError) as refused:
         load_recipe(file, ["iteration=1", "curate.margin=-1", "search.branch=0"])
     assert len(str(refused.value).splitlines()) == 3
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["executor=ray"], RayExecutor()),
+        (["executor=ray", "executor.workers=2"], RayExecutor(workers=2)),
+        (["executor.workers=2", "executor=ray"], RayExecutor(workers=2)),
+        (["executor={kind: ray, gpus: 0.5}"], RayExecutor(gpus=0.5)),
+        (["executor.ranks=2"], LocalExecutor(ranks=2)),
+    ],
+)
+def test_an_executor_may_be_named_by_its_kind_alone(
+    file: Path, overrides: list[str], expected: object
+) -> None:
+    assert load_recipe(file, overrides).executor == expected
+    file.write_text(f"executor: ray\n{file.read_text()}")
+    assert load_recipe(file).executor == RayExecutor()
+    assert load_recipe(file, ["executor.cpus=2"]).executor == RayExecutor(cpus=2)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (["executor=rai"], "executor: "),
+        (["executor=ray", "executor.workrs=2"], "`executor.workrs`; did you mean `workers`?"),
+        (["executor=ray", "executor.workers=3", "executor.max_workers=2"], "less than `workers`"),
+        (["executor=ray", "executor.gpus=1.5"], "give a whole number above"),
+    ],
+)
+def test_bad_settings_of_an_executor_are_named(file: Path, overrides: list[str], told: str) -> None:
+    with pytest.raises(RecipeError) as error:
+        load_recipe(file, overrides)
+    assert told in str(error.value)
 
 
 def test_nearest() -> None:

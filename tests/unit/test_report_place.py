@@ -11,7 +11,7 @@ from selfcal.pipeline import FORMAT, RECIPE_FILE, open_run
 from selfcal.report import write_report
 from selfcal.report.overview import _public
 from selfcal.report.record import read_record
-from selfcal.store import MANIFEST, read_json, write_json
+from selfcal.store import MANIFEST, read_signed, write_signed
 from selfcal.types import Sample
 from unit.hand_made import RunFolder, sample
 
@@ -70,14 +70,14 @@ def test_images_go_to_a_folder_of_their_own_beside_the_page(run: RunFolder, tmp_
 )
 def test_a_damaged_manifest_is_named(run: RunFolder, change: dict[str, object], said: str) -> None:
     path = run.path / "data" / MANIFEST
-    write_json(path, read_json(path) | change)
+    write_signed(path, read_signed(path) | change)
     with pytest.raises(StoreError, match=f"manifest.json: {said}: .*the stage is redone"):
         read_record(run.path)
 
 
 def test_figures_that_are_none_are_left_out(run: RunFolder, tmp_path: Path) -> None:
     path = run.path / "data" / MANIFEST
-    write_json(path, read_json(path) | {"stats": {"samples": {"calibration": "x"}, "spent": 3}})
+    write_signed(path, read_signed(path) | {"stats": {"samples": {"calibration": "x"}, "spent": 3}})
     figure = {"value": "x", "stderr": 0.1, "n": "many"}
     run.finish("judge/quality", {}, {"agreement": figure, "agreement_merged": {"n": None}})
     assert "Held-out check" in write_report(run.path, tmp_path / "r.html", 1).read_text()
@@ -99,11 +99,11 @@ def test_of_an_address_nothing_secret_is_shown(address: str, shown: str) -> None
 
 def test_a_run_of_another_version_says_what_it_does_not_know(run: RunFolder) -> None:
     path = run.path / RECIPE_FILE
-    found = read_json(path)
+    found = read_signed(path)
     found["recipe"]["judge"]["sharpness"] = 3
-    write_json(path, found | {"format": FORMAT})
+    write_signed(path, found | {"format": FORMAT})
     with pytest.raises(StoreError, match=r"judge\.sharpness: .* changed by hand, or another vers"):
         open_run(run.path)
-    write_json(path, found | {"format": FORMAT - 1})
+    write_signed(path, found | {"format": FORMAT - 1})
     with pytest.raises(StoreError, match=rf"format {FORMAT - 1}; this one's is {FORMAT}\)"):
         open_run(run.path)

@@ -347,7 +347,7 @@ def test_the_stage_counts_images_that_splits_of_a_folder_share(tmp_path: Path) -
             rows[1]["images"] = [picture(tmp_path, 3), picture(tmp_path, 105)]  # and calibration
             rows[2]["images"] = [picture(tmp_path, 200)]  # of dev, which nothing is trained on
         write(folder / f"{split}.jsonl", rows)
-    stats, work = stage(tmp_path, {"source": str(folder)})
+    stats, work = stage(tmp_path, {"source": str(folder), "images": str(tmp_path)})
     assert stats == {"samples": SIZES, "leaked_images": 2, "drops": {}}
     (two,) = (s for s in read(work, "test") if s.more_images)
     assert two.images == (picture(tmp_path, 3), picture(tmp_path, 105))
@@ -356,7 +356,7 @@ def test_the_stage_counts_images_that_splits_of_a_folder_share(tmp_path: Path) -
 def test_the_stage_writes_drops_in_shards_and_forgets_those_of_a_killed_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("selfcal.methods.parts.samples._SHARD", 5)
+    monkeypatch.setattr("selfcal.stage._WRITTEN", 5)
     rows = [row(tmp_path, i) for i in range(100)]
     bad = [row(tmp_path, 200 + i, question="") for i in range(12)]
     source = write(tmp_path / "a.jsonl", [*rows, *bad]).model_dump()

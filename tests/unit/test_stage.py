@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ from selfcal.errors import SelfcalError, StoreError
 from selfcal.methods.parts.base import BySample
 from selfcal.stage import Stage, Work
 from selfcal.store import StageDir, read_records
-from selfcal.types import Drop, Judgment
+from selfcal.types import Drop, Judgment, Sample
 
 Made = Iterator[Mapping[str, list[Drop]]]
 ITEMS = list("abcdefgh")
@@ -162,21 +164,84 @@ def test_work_that_gives_too_little_is_named(work: Work) -> None:
 # --- records sample by sample ---------------------------------------------------------------
 
 
-def judgments(ids: str) -> list[Judgment]:
-    return [Judgment(i, 0, k, "first", 1.0, 0.0, 0.0) for k, i in enumerate(ids)]
+def judged(work: Work, *shards: str) -> StageDir:
+    """A folder of judgments whose `second` counts them, shard by shard."""
+    numbers = count()
+    for i, ids in enumerate(shards):
+        records = [Judgment(s, 0, next(numbers), "first", 1.0, 0.0, 0.0) for s in ids]
+        work.folder.write_shard("judgments", i, records, Judgment)
+    return work.folder
 
 
-def test_records_come_by_sample_though_some_are_passed_over_and_some_have_none() -> None:
-    found = BySample("abcde", judgments("aabddde"))
-    assert found.of("a") == judgments("aa")
-    assert found.of("c") == []  # it has none; those of b are passed over
-    assert [g.second for g in found.of("d")] == [3, 4, 5]
-    assert [g.second for g in found.of("e")] == [6]
-    assert found.of("e") == []
+def test_records_come_by_sample_in_any_order_and_some_have_none(work: Work) -> None:
+    found = BySample(judged(work, "aab", "", "bddd", "e"), "judgments", Judgment)
+    assert list(found) == ["a", "b", "d", "e"]
+    assert "c" not in found
+    for sample, expected in [("d", [4, 5, 6]), ("a", [0, 1]), ("c", []), ("b", [2, 3]), ("e", [7])]:
+        own = found.of(sample)
+        assert [g.second for g in own] == expected
+        assert {g.sample_id for g in own} <= {sample}
 
 
-def test_records_of_an_unknown_sample_are_an_error() -> None:
-    found = BySample("ab", judgments("axb"))
-    assert found.of("a")
-    with pytest.raises(StoreError, match="sample 'x' has records"):
-        found.of("b")
+def test_a_shard_is_read_when_its_samples_are_wanted_and_once_in_turn(
+    work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = BySample(judged(work, "aab", "cc", "d"), "judgments", Judgment)
+    read, seen = StageDir.read_shard, list[int]()
+
+    def reading(self: StageDir, name: str, i: int, kind: type[Judgment]) -> list[Judgment]:
+        seen.append(i)
+        return read(self, name, i, kind)
+
+    monkeypatch.setattr(StageDir, "read_shard", reading)
+    for sample in "abd":
+        found.of(sample)
+    assert seen == [0, 2]
+
+
+def test_records_of_an_unknown_sample_are_an_error(work: Work) -> None:
+    folder = judged(work, "a", "xb")
+    with pytest.raises(StoreError, match="sample 'x' has judgments, but the run has no such"):
+        BySample(folder, "judgments", Judgment, "ab")
+
+
+def test_records_that_come_one_by_one_are_written_shard_by_shard(
+    work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("selfcal.stage._WRITTEN", 3)
+    work.folder.write_shard("drops", 5, [drop("old")], Drop)  # of a run that was killed
+    saved: list[str] = []
+    told = replace(work, saved=lambda files: saved.extend(f.name for f in files))
+    out = told.writer("drops", Drop)
+    for item in ITEMS:
+        out.add(drop(item))
+    assert saved == ["drops-00000.parquet", "drops-00001.parquet"]
+    out.end()
+    assert ["".join(d.sample_id for d in read(work, "drops", i)) for i in range(3)] == [
+        "abc", "def", "gh",
+    ]  # fmt: skip
+    assert sorted(p.name for p in work.out.glob("*.parquet")) == saved
+    assert work.written("drops", Drop) == 8
+    assert work.drop_counts() == {"reason": 8}
+
+
+def test_without_records_there_is_one_empty_shard_of_them(work: Work) -> None:
+    work.writer("drops", Drop).end()
+    assert read(work, "drops", 0) == []
+    assert work.drop_counts() == {}
+
+
+def test_samples_come_with_paths_in_the_run_and_no_more_than_wanted(work: Work) -> None:
+    every = [
+        Sample("a", "data/a.png", "?", "2"),
+        Sample("b", "/elsewhere/b.png", "?", "2", more_images=("data/c.png",)),
+        Sample("c", "data/d.png", "?", "2"),
+    ]
+    work.write("rft", every, Sample)
+    own = replace(work, inputs={"data": work.folder})
+    found = own.samples("data", "rft", 2)
+    assert [s.images for s in found] == [
+        (str(work.run / "data/a.png"),),
+        ("/elsewhere/b.png", str(work.run / "data/c.png")),
+    ]
+    assert len(own.samples("data", "rft")) == 3

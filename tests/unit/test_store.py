@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +21,7 @@ import pytest
 from selfcal import store, types
 from selfcal.errors import SelfcalError, StoreError
 from selfcal.lock import RunLock
-from selfcal.store import StageDir, fingerprint, read_records, write_records
+from selfcal.store import StageDir, fingerprint, read_column, read_records, write_records
 
 DROPS = [types.Drop(f"s{i}", "search", "too-long", "ä\n\x00") for i in range(3)]
 RECORDS: list[Any] = [
@@ -120,6 +120,28 @@ def test_nan_survives(path: Path) -> None:
     assert math.isnan(read_records(path, Numbers)[0].real)
 
 
+@pytest.mark.parametrize("record", RECORDS, ids=lambda r: type(r).__name__)
+def test_a_field_alone_is_what_the_records_have(path: Path, record: Any) -> None:
+    write_records(path, [record], type(record))
+    for field in fields(record):
+        assert read_column(path, type(record), field.name) == [getattr(record, field.name)]
+
+
+def test_a_field_alone_is_read_of_the_right_kind_only(path: Path) -> None:
+    write_records(path, DROPS, types.Drop)
+    with pytest.raises(StoreError, match=r"holds Drop records.*wanted were Judgment"):
+        read_column(path, types.Judgment, "sample_id")
+
+
+class Word(str):
+    __slots__ = ()
+
+
+def test_a_value_of_a_finer_type_is_kept_if_it_is_the_same(path: Path) -> None:
+    write_records(path, [Numbers(1, 0.0, (Word("a"), "b"))], Numbers)
+    assert read_records(path, Numbers) == [Numbers(1, 0.0, ("a", "b"))]
+
+
 def test_no_records(path: Path) -> None:
     write_records(path, [], types.Candidate)
     assert read_records(path, types.Candidate) == []
@@ -214,7 +236,7 @@ def test_every_truncation_is_noticed(path: Path) -> None:
     whole = path.read_bytes()
     for length in range(0, len(whole), 7):
         path.write_bytes(whole[:length])
-        with pytest.raises(StoreError, match=r"candidates-00000.* damaged .*same command again"):
+        with pytest.raises(StoreError, match=r"candidates-00000.* damaged .*is made anew"):
             read_records(path, types.Drop)
 
 
@@ -480,7 +502,7 @@ def test_read_needs_every_shard(stage: StageDir) -> None:
     assert stage.read("drops", types.Drop) == DROPS
     stage.finish({}, 0.0)
     stage.shard("drops", 2).unlink()
-    with pytest.raises(StoreError, match=r"drops-00002.*delete the manifest\.json"):
+    with pytest.raises(StoreError, match=r"drops-00002.*put it back if it was yours"):
         stage.read("drops", types.Drop)
 
 

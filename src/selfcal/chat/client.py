@@ -20,7 +20,7 @@ from typing import Any, Self
 from weakref import finalize
 
 from selfcal.chat.cache import Cache
-from selfcal.chat.connection import connect, redacted, secrets_of
+from selfcal.chat.connection import connect, secrets_of, shown
 from selfcal.chat.errors import ChatError
 from selfcal.chat.ledger import Ledger
 from selfcal.chat.messages import Message, most_tokens
@@ -247,6 +247,8 @@ class ChatClient:
         """
         import openai
 
+        from selfcal.chat.guard import OversizedError
+
         problem, way_out, spent = "", "", Usage()
         for attempt in range(self._retries + 1):
             pause = FIRST_PAUSE_S * 2 ** min(attempt, 10)
@@ -260,6 +262,8 @@ class ChatClient:
             except openai.APIConnectionError as error:  # a server may have written a reply
                 cost = Usage(1) if _cause(error) in _UNSENT else cost
                 problem, way_out = self._unanswered(error)
+            except OversizedError as error:  # it wrote something, and how much is not known
+                raise ChatError(f"{self.address}: {error}; check the base URL") from None
             except _Failed as error:
                 cost, problem = Usage(1), f"status {error.status} ({self._show(error.said)})"
                 way_out = self._way_out(error.status)
@@ -301,7 +305,9 @@ class ChatClient:
             if failed := failure_in(said):
                 raise _Failed(*failed)
             reply = read_completion(said)
-        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        except (
+            ValueError, LookupError, TypeError, AttributeError, RecursionError, OverflowError,
+        ):  # fmt: skip
             raise ChatError(
                 f"{self.address}: status {response.status_code}, but no chat completion "
                 f"({self._show(response.text)}); check that the base URL is that of an "
@@ -336,9 +342,7 @@ class ChatClient:
 
     def _show(self, text: str) -> str:
         """What a server said, fit to be shown: short, printable, without the key."""
-        text = redacted(text, self._secrets)
-        text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
-        return text if len(text) <= _EXCERPT else text[:_EXCERPT] + "..."
+        return shown(text, self._secrets, _EXCERPT)
 
 
 class _Failed(Exception):

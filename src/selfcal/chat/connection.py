@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlsplit, urlunsplit
 
@@ -22,6 +22,8 @@ def connect(base_url: str, key: str, timeout: float) -> tuple[OpenAI, str]:
     """
     import openai
 
+    from selfcal.chat.guard import PLAIN, guard
+
     url = _split(base_url)
     if key and "@" in url.netloc:
         raise ChatError(
@@ -36,6 +38,7 @@ def connect(base_url: str, key: str, timeout: float) -> tuple[OpenAI, str]:
         "Authorization": f"Bearer {key}" if key else openai.omit,
         "OpenAI-Organization": openai.omit,
         "OpenAI-Project": openai.omit,
+        **PLAIN,
     }
     http = openai.DefaultHttpxClient(
         timeout=openai.Timeout(timeout, pool=None),  # waiting for one's turn is no failure
@@ -50,6 +53,7 @@ def connect(base_url: str, key: str, timeout: float) -> tuple[OpenAI, str]:
         max_retries=0,  # tries are counted, and noted in the ledger, here
         http_client=http,
     )
+    guard(client, timeout)
     return client, shown
 
 
@@ -76,6 +80,22 @@ def redacted(text: str, secrets: Iterable[str]) -> str:
             text = text.replace(secret, "***")
         text = text if last else _ESCAPED.sub(lambda m: m[2] or chr(int(m[1], 16)), text)
     return text
+
+
+_LOOKED_AT = 2**16
+"""Characters of what a server said that are looked at to show some of them."""
+
+
+def shown(text: str, secrets: Sequence[str], most: int) -> str:
+    """What a server said, fit to be shown: printable, in one line, without secrets, short."""
+    if len(text) > _LOOKED_AT:
+        # a secret that the cut goes through would not be known for one: JSON takes 6 a character
+        rest = 6 * max(map(len, secrets), default=0)
+        text = redacted(text[: _LOOKED_AT + rest], secrets)[:_LOOKED_AT]
+    else:
+        text = redacted(text, secrets)
+    text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    return text if len(text) <= most else text[:most] + "..."
 
 
 def _split(base_url: str) -> SplitResult:

@@ -165,12 +165,12 @@ def _accounts(path: Path) -> Iterator[tuple[str, Usage]]:
             row = json.loads(line)
             stage = str(row["stage"])
             if "cached" in row:
-                yield stage, Usage(cached=int(row["cached"]))
+                yield stage, Usage(cached=_count(row["cached"]))
             elif "reserved" in row:
-                open_[str(row["id"])] = stage, int(row["reserved"])
+                open_[str(row["id"])] = stage, _count(row["reserved"])
             else:
                 open_.pop(str(row["id"]), None)
-                yield stage, Usage(1, int(row["prompt"]), int(row["reply"]))
+                yield stage, Usage(1, _count(row["prompt"]), _count(row["reply"]))
         except (ValueError, LookupError, TypeError, RecursionError) as error:
             raise StoreError(
                 f"{path}: line {number} is damaged ({error}); delete the line, whose request is "
@@ -178,6 +178,12 @@ def _accounts(path: Path) -> Iterator[tuple[str, Usage]]:
             ) from error
     for stage, reserved in open_.values():
         yield stage, Usage(1, reserved, 0)
+
+
+def _count(value: object) -> int:
+    if type(value) is not int or not 0 <= value < 2**62:
+        raise ValueError(f"{value!r:.40} is no count")
+    return value
 
 
 def _cut_unfinished(path: Path) -> None:

@@ -162,5 +162,5 @@ def _first_tokens(given: Any) -> Mapping[str, float] | None:
     try:
         every: Sequence[Any] = given["content"][0]["top_logprobs"]
         return {_whole(str(t["token"])): float(t["logprob"]) for t in reversed(every)} or None
-    except (LookupError, TypeError, ValueError):
+    except (LookupError, TypeError, ValueError, OverflowError):
         return None

@@ -25,6 +25,7 @@ from selfcal.cli import (
     rehearse,
     report,
     runs,
+    upkeep,
     world,
 )
 
@@ -41,6 +42,7 @@ app.add_typer(people.app)
 app.add_typer(rehearse.app, name="rehearse")
 app.add_typer(report.app)
 app.add_typer(data.app, name="data")
+app.add_typer(upkeep.app)
 app.add_typer(world.app, name="miniworld")
 
 

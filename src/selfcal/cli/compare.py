@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from selfcal.cli.base import SETTINGS, Overrides, examples, stoppable
+from selfcal.cli.base import SETTINGS, Overrides, examples, here, stoppable
 from selfcal.errors import SelfcalError
 
 if TYPE_CHECKING:
@@ -32,7 +32,13 @@ def compare(
     ],
     out: Annotated[
         Path,
-        typer.Option("--out", metavar="DIR", help="Folder of the comparison.", show_default=False),
+        typer.Option(
+            "--out",
+            metavar="DIR",
+            help="Folder of the comparison.",
+            show_default=False,
+            parser=here,
+        ),
     ],
     seeds: Annotated[
         str, typer.Option(metavar="N,N,...", help="Seeds to run each with.", show_default=False)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from selfcal.cli.base import SETTINGS, examples, stoppable
+from selfcal.cli.base import SETTINGS, examples, here, stoppable
 from selfcal.errors import SelfcalError
 
 if TYPE_CHECKING:
@@ -33,7 +33,8 @@ def evaluate(
         str,
         typer.Argument(
             metavar="MODEL",
-            help="A run (its last checkpoint), a folder, a hub name, or miniworld:NAME.",
+            help="A run (its last checkpoint; may be on a store), a folder, a hub name, or "
+            "miniworld:NAME.",
             show_default=False,
         ),
     ],
@@ -48,7 +49,12 @@ def evaluate(
     ],
     out: Annotated[
         Path | None,
-        typer.Option("--out", metavar="DIR", help="Folder of predictions; eval/MODEL-DATA else."),
+        typer.Option(
+            "--out",
+            metavar="DIR",
+            help="Folder of predictions; eval/MODEL-DATA else.",
+            parser=here,
+        ),
     ] = None,
     split: Annotated[
         str | None, typer.Option(help="Of a --data folder with a file for each split.")
@@ -125,6 +131,7 @@ def evaluate(
     from selfcal.view.quiet import quiet_with
     from selfcal.view.text import console
 
+    model = _brought(model)
     marking = _marker(marker, marker_model, marker_url, marker_key_env, not marker_blind)
     wanted = Wanted(
         model, data, out, split, limit, prompt, form, metric, objects, max_new_tokens, batch_size,
@@ -142,6 +149,22 @@ def evaluate(
         typer.echo(json.dumps(whole(found), indent=1, allow_nan=False))
     else:
         show_evaluation(console(), found)
+
+
+def _brought(model: str) -> str:
+    """A run on a store as a folder here, with its last finished checkpoint."""
+    from selfcal.remote import is_address, look, place_of
+
+    if not is_address(model):
+        return model
+    from selfcal.pipeline import locate, open_run
+
+    run = look(model, "accounts")
+    done = [p.folder for p in locate(open_run(run), run) if p.folder.done]
+    trained = [f for f in done if any(n.startswith("checkpoint/") for n in f.manifest()["files"])]
+    for folder in trained[-1:]:
+        place_of(run).needs(folder)
+    return str(run)
 
 
 def _mapping(columns: list[str]) -> dict[str, str]:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from selfcal.cli.base import SETTINGS, Run, examples
+from selfcal.cli.base import SETTINGS, a_run, examples, here
 from selfcal.errors import SelfcalError
 
 app = typer.Typer(**SETTINGS)
@@ -23,10 +23,13 @@ Tool = Literal["trl", "llamafactory", "swift", "llava"]
     )
 )
 def export(
-    run: Run,
+    run: Annotated[Path, a_run("images")],
     tool: Annotated[Tool, typer.Option("--format", help="Whose format.", show_default=False)],
     out: Annotated[
-        Path, typer.Option("--out", metavar="DIR", help="Folder to write.", show_default=False)
+        Path,
+        typer.Option(
+            "--out", metavar="DIR", help="Folder to write.", show_default=False, parser=here
+        ),
     ],
     iteration: Annotated[
         str, typer.Option(metavar="N|all", help="Whose pairs; all: of every finished iteration.")

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from selfcal.cli.base import SETTINGS, Run, examples
+from selfcal.cli.base import SETTINGS, examples, here
 
 app = typer.Typer(**SETTINGS)
 
@@ -18,7 +18,10 @@ app = typer.Typer(**SETTINGS)
     )
 )
 def audit(
-    run: Run,
+    run: Annotated[
+        Path,
+        typer.Argument(metavar="RUN", help="Folder of a run.", show_default=False, parser=here),
+    ],
     pairs: Annotated[int, typer.Option(min=1, help="How many pairs to show.")] = 200,
     iteration: Annotated[
         int | None, typer.Option(min=1, help="Draw them from this iteration; else from all.")

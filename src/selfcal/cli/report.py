@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from selfcal.cli.base import SETTINGS, Run, examples
+from selfcal.cli.base import SETTINGS, a_run, examples, here
 from selfcal.errors import SelfcalError
 
 app = typer.Typer(**SETTINGS)
@@ -23,10 +23,12 @@ FILE = "report.html"
     )
 )
 def report(
-    run: Run,
+    run: Annotated[Path, a_run("images")],
     out: Annotated[
         Path | None,
-        typer.Option("--out", metavar="FILE", help=f"The HTML file; else {FILE} in the run."),
+        typer.Option(
+            "--out", metavar="FILE", help=f"The HTML file; else {FILE} in the run.", parser=here
+        ),
     ] = None,
     samples: Annotated[int, typer.Option(min=0, metavar="N", help="Samples it shows at most.")] = (
         1000
@@ -38,6 +40,7 @@ def report(
     show: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
 ) -> None:
     """Write what a run did, and what came of it, as one HTML file to look at."""
+    from selfcal.remote import place_of
     from selfcal.report import write_report
     from selfcal.view.text import console, safe
 
@@ -45,6 +48,8 @@ def report(
     if file.is_dir():
         raise SelfcalError(f"--out {file}: is a folder; give the path of a file")
     made = write_report(run, file, samples, assets)
+    if out is None:
+        place_of(run).saved([made])
     words = f"The report lies in {safe(str(made))} ({made.stat().st_size / 1e6:.1f} MB)"
     beside = f", its images in {safe(str(assets))}" if assets else ""
     console().print(f"{words}{beside}", soft_wrap=True)

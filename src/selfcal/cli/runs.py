@@ -8,10 +8,23 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from selfcal.cli.base import SETTINGS, Overrides, RecipeFile, Run, examples, stoppable
+from selfcal.cli.base import (
+    SETTINGS,
+    Overrides,
+    RecipeFile,
+    Run,
+    a_run,
+    accounts,
+    accounts_if_any,
+    examples,
+    stoppable,
+    working,
+)
 from selfcal.errors import SelfcalError
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from selfcal.recipe import Recipe
 
 app = typer.Typer(**SETTINGS)
@@ -26,7 +39,14 @@ app = typer.Typer(**SETTINGS)
 )
 def run(
     out: Annotated[
-        Path, typer.Option("--out", metavar="RUN", help="Folder of the run.", show_default=False)
+        Path,
+        typer.Option(
+            "--out",
+            metavar="RUN",
+            help="Folder of the run, or its address on a store (s3://BUCKET/runs/NAME).",
+            show_default=False,
+            parser=working,
+        ),
     ],
     recipe: Annotated[
         Path | None,
@@ -37,7 +57,9 @@ def run(
     overrides: Overrides = None,
     reuse: Annotated[
         list[Path] | None,
-        typer.Option("--reuse", metavar="RUN", help="Take over equal stages from this run."),
+        typer.Option(
+            "--reuse", metavar="RUN", help="Take over equal stages from this run.", parser=accounts
+        ),
     ] = None,
     profile: Annotated[
         bool, typer.Option("--profile", help="Write and show where the time of each stage went.")
@@ -45,7 +67,7 @@ def run(
 ) -> None:
     """Run a recipe, or go on with it where it was left."""
     from selfcal import pipeline
-    from selfcal.view.plan import show_warnings, title
+    from selfcal.view.plan import show_warnings, title, who
     from selfcal.view.progress import progress
     from selfcal.view.quiet import quiet
     from selfcal.view.status import command
@@ -56,6 +78,8 @@ def run(
     planned = pipeline.locate(settings, out)
     screen = console()
     screen.print(heading(title(settings)))
+    for line in who(settings, [p.stage for p in planned]):
+        screen.print(safe(line), soft_wrap=True)
     if done := sum(p.folder.done for p in planned):
         screen.print(f"{done} of {len(planned)} stages were finished before.")
     show_warnings(screen, settings, planned)
@@ -68,12 +92,26 @@ def run(
         progress(screen, settings, planned) as tell,
         stoppable(safe(command(*again)), tell.close),
     ):
+        _say_who_holds(screen, out)
         pipeline.execute(settings, out, tell, others, profile)
     _show_end(out)
     if profile:
         from selfcal.view.profile import show_profile
 
         show_profile(screen, out)
+
+
+def _say_who_holds(screen: Console, out: Path) -> None:
+    """Say why a run on a store may begin with a minute of waiting."""
+    from selfcal.lock import lock_holder
+    from selfcal.remote import mirror_of
+    from selfcal.view.text import safe
+
+    if mirror_of(out) is not None and (holder := lock_holder(out)):
+        screen.print(
+            f"It is held by {safe(holder)}: waiting for up to a minute, to see whether that works.",
+            soft_wrap=True,
+        )
 
 
 def _recipe_for(recipe: Path | None, out: Path, overrides: Sequence[str]) -> Recipe:
@@ -85,7 +123,9 @@ def _recipe_for(recipe: Path | None, out: Path, overrides: Sequence[str]) -> Rec
     if overrides:
         raise SelfcalError("--set changes a recipe: give the recipe file, too")
     if not (out / pipeline.RECIPE_FILE).exists():
-        raise SelfcalError(f"{out} is no run that could go on: give a recipe file, too")
+        from selfcal.remote import shown
+
+        raise SelfcalError(f"{shown(out)} is no run that could go on: give a recipe file, too")
     return pipeline.open_run(out)
 
 
@@ -99,6 +139,7 @@ def _a_run(folder: Path) -> Path:
 
 def _show_end(run: Path) -> None:
     from selfcal import pipeline
+    from selfcal.remote import shown
     from selfcal.types import Sample
     from selfcal.view.results import show_results
     from selfcal.view.status import command
@@ -116,7 +157,7 @@ def _show_end(run: Path) -> None:
     looks = ", ".join(
         [command("report", run), command("results", run), command("trace", run, sample_id)]
     )
-    screen.print(f"The run lies in {run}. Look at it: {looks}", soft_wrap=True)
+    screen.print(f"The run lies in {shown(run)}. Look at it: {looks}", soft_wrap=True)
 
 
 @app.command(
@@ -129,7 +170,10 @@ def plan(
     recipe: RecipeFile,
     overrides: Overrides = None,
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="RUN", help="Also say what this run has.")
+        Path | None,
+        typer.Option(
+            "--out", metavar="RUN", help="Also say what this run has.", parser=accounts_if_any
+        ),
     ] = None,
     gpu: Annotated[
         str | None,
@@ -154,7 +198,7 @@ def plan(
 
 
 @app.command()
-def status(run: Run) -> None:
+def status(run: Annotated[Path, a_run("accounts")]) -> None:
     """Show where a run stands, and what to do next."""
     from selfcal.view.status import show_status
     from selfcal.view.text import console

@@ -21,6 +21,7 @@ from typing import Literal
 
 import yaml
 
+from selfcal import stopping
 from selfcal.errors import SelfcalError, StoreError
 from selfcal.lock import LOCK_FILES
 from selfcal.pipeline import RECIPE_FILE, locate, pin
@@ -31,6 +32,8 @@ SETTINGS_FILE = "settings.json"
 """What a comparison was started with; its existence means that a folder is one."""
 _PATIENCE = 10.0
 """Seconds that a run that is told to end gets for it."""
+_GLANCE = 0.2
+"""Seconds between two looks at whether a stop was asked for."""
 State = Literal["begins", "ends", "fails", "was finished"]
 Tell = Callable[[str, int, State], None]
 """Is told a recipe's name, a seed, and how its run stands."""
@@ -177,13 +180,19 @@ class Runner:
     """Held while a run starts, so that none starts unseen by `stop`."""
 
     def carry_out(self, jobs: int = 1) -> list[Failure]:
-        """Run all that is not finished; a recipe that fails does not stop the others."""
+        """Run all that is not finished; a recipe that fails does not stop the others.
+
+        Raises:
+            Stopped: that was asked for; each run keeps what is finished of it.
+        """
         write_json(
             self.place.out / SETTINGS_FILE,
             {"format": 1, "recipes": [r.name for r in self.recipes], "seeds": list(self.seeds)},
         )
         with ThreadPoolExecutor(jobs) as pool:
-            return [f for failures in pool.map(self._seed, self.seeds) for f in failures]
+            failed = [f for failures in pool.map(self._seed, self.seeds) for f in failures]
+        stopping.heed()
+        return failed
 
     def stop(self) -> None:
         """End what runs; it can be resumed."""
@@ -205,7 +214,7 @@ class Runner:
         if finished(self.place, recipe, seed):
             self.tell(name, seed, "was finished")
             return None
-        if self._stopped.is_set():
+        if self._stopped.is_set() or stopping.asked():
             return None
         self.tell(name, seed, "begins")
         file, log = self.place.recipe(name, seed), self.place.log(name, seed)
@@ -213,8 +222,8 @@ class Runner:
         words = ["run", str(file), "--out", str(self.place.run(name, seed))]
         words += [w for other in self.place.others(name, seed) for w in ("--reuse", str(other))]
         code = self._call([sys.executable, "-m", "selfcal", *words], log)
-        if self._stopped.is_set():
-            return None
+        if self._stopped.is_set() or stopping.asked():
+            return None  # whether it has failed, the next time tells
         self.tell(name, seed, "fails" if code else "ends")
         if not code:
             return None
@@ -229,12 +238,26 @@ class Runner:
             with self._starting:
                 if self._stopped.is_set():
                     return 1
-                child = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
+                # in a session of its own: a Ctrl-C reaches it through us alone, and just once
+                child = subprocess.Popen(
+                    command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
+                )
                 self._children.add(child)
             with child:
-                code = child.wait()
+                code = _ended(child)
             self._children.discard(child)
         return code
+
+
+def _ended(child: subprocess.Popen[bytes]) -> int:
+    """Wait for the end of a process, and pass the wish to stop on to it; gives its exit code."""
+    told = False
+    while True:
+        with suppress(subprocess.TimeoutExpired):
+            return child.wait(_GLANCE)
+        if stopping.asked() and not told:
+            child.terminate()  # it stops after the batch in work
+            told = True
 
 
 def finished(place: Place, recipe: Recipe, seed: int) -> bool:

@@ -45,8 +45,6 @@ class DataFile:
     """Its format, in words."""
     root: str
     """Folder that image paths are below, absolute."""
-    anywhere: bool
-    """Whether absolute image paths may point outside of it."""
     answered: bool
     """Whether a row without an answer is left out: prompts have none."""
     read: Callable[[], Iterator[Row]]
@@ -67,7 +65,7 @@ class DataFile:
                 check_columns(cells, f"{self.path}: {row.place}")
                 yield Row(row.place, _spelled(cells) if self.typed else cells, row.left_out)
         except OSError as error:
-            raise DataError(f"{self.path}: cannot be read ({error}); check the file") from error
+            raise _unreadable(self.path, error) from error
 
     def _mapped(self, row: Row, number: int) -> Mapping[str, Any]:
         cells = dict(row.cells)
@@ -83,6 +81,10 @@ class DataFile:
         if "image" in self.columns and "images" not in self.columns:
             cells.pop("images", None)  # whoever names the one does not mean the other
         return cells
+
+
+def _unreadable(path: Path, error: OSError) -> DataError:
+    return DataError(f"{path}: cannot be read ({error}); check the file")
 
 
 def open_data(
@@ -114,7 +116,7 @@ def open_data(
         name += f", {len(files)} {'file' if len(files) == 1 else 'files'}"
     root = images or (path if path.is_dir() else path.parent)
     whole = os.path.abspath(root)
-    return DataFile(path, name, whole, images is None, answered, raw, columns, kind in _TYPED)
+    return DataFile(path, name, whole, answered, raw, columns, kind in _TYPED)
 
 
 def split_files(folder: Path) -> dict[str, Path]:
@@ -180,7 +182,10 @@ def _check_mapping(columns: Mapping[str, str]) -> None:
 
 def _check_schema(file: Path, columns: Mapping[str, str]) -> None:
     """An error of the columns is said at once, even where there is no row."""
-    found = tables.columns_of(file)
+    try:
+        found = tables.columns_of(file)
+    except OSError as error:
+        raise _unreadable(file, error) from error
     for name, column in columns.items():
         if column not in found and (name, column) != ("id", ROW_NUMBER):
             raise _unmapped(name, column, found, str(file))
@@ -213,7 +218,8 @@ def _folder(path: Path) -> list[Path]:
         own = sorted(p.name for p in path.iterdir() if p.is_dir())
         raise DataError(f"{path}: is a folder of several datasets; give one: {', '.join(own)}")
     for folder in (path, path / "data"):
-        by_ending = {e: sorted(folder.glob(f"*{e}")) for e in _SHARDED}
+        # a pipe that is called so would block, and a device never end
+        by_ending = {e: sorted(filter(Path.is_file, folder.glob(f"*{e}"))) for e in _SHARDED}
         kinds = [e for e, files in by_ending.items() if files]
         if len(kinds) == 1:
             return by_ending[kinds[0]]

@@ -26,7 +26,10 @@ _REMEMBERED = 2**20
 _THREADS = 8
 _PATH = 4096
 """Characters; no system takes longer paths."""
-_REASONS = ("", "image-missing", "image-broken", "image-too-large", "image-too-small")
+_REASONS = (
+    "", "image-missing", "image-broken", "image-too-large", "image-too-small", "image-too-slim",
+    "image-polyglot",
+)  # fmt: skip
 _ENDINGS = {"JPEG": "jpg", "MPO": "jpg", "TIFF": "tif", "PPM": "ppm", "JPEG2000": "jp2"}
 _KNOWN_ENDINGS = ("", "jpg", "png", "gif", "webp", "bmp", "tif", "ppm", "avif", "jp2")
 
@@ -109,28 +112,42 @@ def content_of(data: bytes) -> bytes:
     return hashlib.sha256(data).digest()[:CONTENT]
 
 
-def locate(image: str, root: str, anywhere: bool) -> tuple[str, str | None]:
-    """The absolute path of an image, and why it cannot be used as far as its name can tell.
+def locate(image: str, root: str) -> tuple[str, str | None]:
+    """The absolute path of an image, and why it cannot be used as far as its place can tell.
+
+    Whatever the path (with `..`, absolute, through links), the file must lie below the root.
 
     Args:
         image: as it stands in the file.
         root: folder that it is below, absolute.
-        anywhere: whether an absolute path may lie outside of it.
     """
     if not image.strip():
         return "", "image-missing"
     if len(image) > _PATH:
         return "", "image-missing"
-    return _located(image, root, anywhere)
+    return _located(image, root)
 
 
 @lru_cache(maxsize=4096)  # many questions in a row can share one image
-def _located(image: str, root: str, anywhere: bool) -> tuple[str, str | None]:
+def _located(image: str, root: str) -> tuple[str, str | None]:
     if "\0" in image:
         return image, "unsafe-path"
     path = os.path.normpath(os.path.join(root, image))  # lexically: no `..` is left to climb by
-    below = os.path.commonpath([root, path]) == root
-    return path, None if below or (anywhere and os.path.isabs(image)) else "unsafe-path"
+    if not _below(path, root):
+        return path, "unsafe-path"
+    real = os.path.join(_real(os.path.dirname(path)), os.path.basename(path))
+    if os.path.islink(real):
+        real = os.path.realpath(real)
+    return path, None if _below(real, _real(root)) else "unsafe-path"
+
+
+def _below(path: str, root: str) -> bool:
+    return os.path.commonpath([root, path]) == root
+
+
+@lru_cache(maxsize=4096)
+def _real(folder: str) -> str:
+    return os.path.realpath(folder)
 
 
 def save_image(path: Path, data: bytes) -> None:

@@ -113,10 +113,8 @@ def _begun(file: DataFile, checker: Checker, embeds: bool, several: bool) -> Ite
 def read_samples(path: Path, image_root: Path | None = None) -> tuple[list[Sample], list[Drop]]:
     """Read all samples of a file; of any format, but without embedded images.
 
-    `image` is a path below `image_root`, or below the data file's folder without one. Relative
-    paths that climb out of it by `..` are dropped as `unsafe-path`. Absolute paths may point
-    anywhere, unless an `image_root` is given: then they must lie below it, too. Symbolic links are
-    followed: they belong to whoever set up the folder, not to whoever wrote the data file.
+    `image` is a path below `image_root`, or below the data file's folder without one. What lies
+    elsewhere, by `..`, an absolute path or a symbolic link, is dropped as `unsafe-path`.
 
     Returns:
         The samples, with absolute image paths, and a drop for every row that was left out, by
@@ -194,7 +192,7 @@ def _begin(number: int, place: str, fields: Fields, file: DataFile, checker: Che
     for i, image in enumerate(fields.images):
         path, unsafe = ("", None)
         if isinstance(image, str):
-            path, unsafe = locate(image, file.root, file.anywhere)
+            path, unsafe = locate(image, file.root)
         paths.append(path)
         if unsafe and not reason:
             reason, at = unsafe, i

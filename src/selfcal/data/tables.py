@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from selfcal.data.rows import DataError, Row
+from selfcal.parquet import opened
 
 _ROWS = 1024
 _ROWS_WITH_IMAGES = 16
@@ -26,18 +27,17 @@ def parquet_rows(path: Path, wanted: Sequence[str]) -> Iterator[Row]:
         DataError: the file is damaged.
     """
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     number = 0
     try:
-        with pq.ParquetFile(path) as file:
+        with opened(path) as file:
             schema = file.schema_arrow
             columns, names = _columns(schema, wanted), _labels(schema)
             for batch in file.iter_batches(_batch(schema, columns), columns=columns):
                 for row in batch.to_pylist():
                     number += 1
                     yield Row(f"row {number}", _named(row, names))
-    except (pa.ArrowException, UnicodeDecodeError) as error:
+    except (pa.ArrowException, ValueError, OverflowError) as error:
         raise _damaged(path, "Parquet", number, error) from error
 
 
@@ -60,7 +60,7 @@ def arrow_rows(path: Path, wanted: Sequence[str]) -> Iterator[Row]:
                     for row in own.slice(at, size).to_pylist():
                         number += 1
                         yield Row(f"row {number}", _named(row, names))
-    except (pa.ArrowException, UnicodeDecodeError) as error:
+    except (pa.ArrowException, ValueError, OverflowError) as error:
         raise _damaged(path, "Arrow", number, error) from error
 
 

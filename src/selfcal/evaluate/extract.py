@@ -20,6 +20,9 @@ from selfcal.evaluate.plain import boxed, numbers, plain
 from selfcal.types import Sample
 
 _FINAL, _ANSWER, _SENTENCE = 3, 2, 1
+_LONGEST = 16_000
+"""Characters of an answering part that are read, its last ones: long outputs answer at their end,
+and every claim among them costs time."""
 _SHORT = 15
 """Words of a whole output that is itself an answer."""
 _CONCLUSIONS = 5
@@ -60,7 +63,7 @@ def read_answer(
         None if no answer can be read: none was given, it was refused, taken back or cut off, or two
         different ones were given.
     """
-    text = _answering_part(re.sub(r"\S*$", "", text) if cut else text)
+    text = _answering_part(_without_last_word(text) if cut else text)[-_LONGEST:]
     clean = plain(_bracketed(text))
     claims = sorted([*_marked(clean), *_headings(clean), *_said(clean, kind)], key=lambda c: c.at)
     turn = _last_correction(clean)
@@ -80,6 +83,11 @@ class _Claim:
 
 
 # --- which part answers -----------------------------------------------------------------------
+
+
+def _without_last_word(text: str) -> str:
+    whole = not text or text[-1].isspace()
+    return text if whole else text.removesuffix(text.rsplit(maxsplit=1)[-1])
 
 
 def _answering_part(text: str) -> str:

@@ -62,7 +62,7 @@ def bare(text: str) -> str:
 
 _LETTER_FIRST = re.compile(
     r"[(\[{\"' ]{0,3}(?:(?:option|choice|answer|letter) )?[(\[{\"' ]{0,3}"
-    r"(?:(?P<upper>[A-Z])|(?P<lower>[a-z]))(?P<close>[)\]}.:,;\"'!]{1,3}|\s*$|\s+-\s|(?=\s))",
+    r"(?:(?P<upper>(?-i:[A-Z]))|(?P<lower>(?-i:[a-z])))(?P<close>[)\]}.:,;\"'!]{1,3}|\s*$|\s+-\s|(?=\s))",
     re.IGNORECASE,
 )
 _ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth")

@@ -39,6 +39,8 @@ _MARKDOWN = re.compile(
     r"\*{1,3}(?=\S)|(?<=\S)\*{2,3}|(?<=[\w.)!?\"':])\*(?=[\s.,;:!?)]|$)|`{1,3}|__|~~"
 )
 _PRODUCT = re.compile(r"(?<=\d) ?\*{1,2} ?(?=\d)")
+_BRACE = re.compile(r"(?:\\(?:boxed|fbox) ?)?\{|\}")
+_MOST_IN_BOX = 1000
 _HEADING = re.compile(r"(?m)^[ \t]{0,8}(?:#{1,6}[ \t]{1,4}|>[ \t]{0,4}|[-+•][ \t]{1,4})")
 
 
@@ -77,18 +79,19 @@ def boxed(text: str) -> list[tuple[int, int, str]]:
 
     One that never closes was cut off, and is none.
     """
+    open_: list[tuple[int, int]] = []
+    closed: dict[int, tuple[int, int]] = {}
+    for brace in _BRACE.finditer(text):
+        if brace[0] != "}":
+            open_.append(brace.span())
+        elif open_:
+            start, inner = open_.pop()
+            if inner - start > 1 and brace.start() - inner < _MOST_IN_BOX:
+                closed[start] = inner, brace.start()
     found: list[tuple[int, int, str]] = []
-    at = 0
-    for head in re.finditer(r"\\(?:boxed|fbox) ?\{", text):
-        if head.start() < at:
-            continue
-        depth, i = 1, head.end()
-        while i < len(text) and depth and i - head.end() < 1000:
-            depth += {"{": 1, "}": -1}.get(text[i], 0)
-            i += 1
-        if not depth:
-            found.append((head.start(), i, text[head.end() : i - 1]))
-            at = i
+    for start, (inner, end) in sorted(closed.items()):
+        if not found or start >= found[-1][1]:
+            found.append((start, end + 1, text[inner:end]))
     return found
 
 

@@ -22,6 +22,7 @@ from selfcal.evaluate.benchmark import Prediction
 from selfcal.evaluate.extract import kind_of, read_answer
 from selfcal.evaluate.score import Rule, is_right
 from selfcal.rationale import HEADINGS, RapFormat
+from selfcal.stopping import heed
 from selfcal.store import JSON, explained, read_json, write_json, write_text
 from selfcal.types import Drop, Sample, question_text
 
@@ -119,9 +120,10 @@ def respond_all(
 
     Raises:
         StoreError: a file cannot be written or read.
+        Stopped: that was asked for; all responses that are written are kept.
     """
     folder = out / "responses"
-    known = {t.id: t for t in (Text(**row) for row in read_rows(folder))}
+    known = known_texts(folder)
     left = [s for s in samples if s.id not in known]
     done, asked, fresh = len(samples) - len(left), deque[str](), list[Text]()
     progress(done, len(samples))
@@ -138,8 +140,35 @@ def respond_all(
             add_rows(folder, map(dataclasses.asdict, fresh))
             known |= {t.id: t for t in fresh}
             fresh = []
+            heed()
         progress(done, len(samples))
     return [known[s.id] for s in samples]
+
+
+def known_texts(folder: Path) -> dict[str, Text]:
+    """The responses that are in a folder already, by the id of their samples.
+
+    Raises:
+        StoreError: a file is not readable.
+        PredictError: a file is damaged.
+    """
+    known: dict[str, Text] = {}
+    for row in read_rows(folder):
+        try:
+            text = Text(row["id"], row["text"], row["cut"])
+        except (LookupError, TypeError) as error:
+            raise _no_response(folder) from error
+        if not (isinstance(text.id, str) and isinstance(text.text, str)):
+            raise _no_response(folder)
+        known[text.id] = text
+    return known
+
+
+def _no_response(folder: Path) -> PredictError:
+    return PredictError(
+        f"{folder}: holds a row that is no response; delete the folder and run the same command "
+        "again"
+    )
 
 
 def add_rows(folder: Path, rows: Iterable[Mapping[str, object]]) -> None:
@@ -157,9 +186,9 @@ def read_rows(folder: Path) -> Iterator[dict[str, Any]]:
     """
     for file in _files(folder):
         with explained("read", file):
-            lines = file.read_text(encoding="utf-8").splitlines()
+            data = file.read_bytes()
         try:
-            rows = [json.loads(line) for line in lines]
+            rows = [json.loads(line) for line in data.splitlines()]
         except (ValueError, RecursionError) as error:
             raise PredictError(
                 f"{file} is damaged ({error}); delete it and run the same command again"

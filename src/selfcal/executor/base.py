@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import gc
 import random
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Protocol
 
 from selfcal.errors import StoreError
+from selfcal.executor.refused import refused_writes
+from selfcal.memory import release
 from selfcal.planning import locate
 from selfcal.recipe import Recipe
+from selfcal.remote import place_of
 from selfcal.stage import Work
+from selfcal.stopping import Again
 from selfcal.store import JSON
 
 
@@ -28,9 +34,31 @@ class Executor(Protocol):
 
 
 def perform(recipe: Recipe, work: Work) -> Mapping[str, JSON]:
-    """Run a stage's function in this process; gives its figures."""
+    """Run a stage's function in this process; gives its figures.
+
+    Raises:
+        Again: the stage shall be run again, in a process that holds nothing of this attempt.
+        StoreError: the system refused a write.
+    """
     _seed_libraries(work.integer_seed(), recipe.threads)
-    return work.stage.run(work)
+    with refused_writes(work.folder.path):
+        return work.stage.run(work)
+
+
+def perform_again(recipe: Recipe, work: Work) -> Mapping[str, JSON]:
+    """As `perform`, as often as the stage wants to be run again."""
+    while True:
+        try:
+            return perform(recipe, work)
+        except Again as why:
+            note(str(why))
+        gc.collect()  # only now is nothing held of what did not fit
+        release()
+
+
+def note(text: str) -> None:
+    """Tell people a line, once."""
+    print(text, file=sys.stderr)
 
 
 def work_of(
@@ -51,7 +79,8 @@ def work_of(
     for p in planned:
         if p.stage.name == stage and p.folder.fingerprint == fingerprint:
             inputs = {name: folders[name] for name in p.stage.inputs}
-            return Work(run, p.stage, p.folder, inputs, recipe.seed, progress)
+            saved = place_of(run).saved
+            return Work(run, p.stage, p.folder, inputs, recipe.seed, progress, saved)
     raise StoreError(
         f"{run}: stage {stage} is not {fingerprint} here: every machine needs the same selfcal and "
         "the same model and data files, by the same paths"

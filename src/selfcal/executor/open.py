@@ -7,10 +7,29 @@ from contextlib import contextmanager
 
 from selfcal.executor.base import Executor
 from selfcal.executor.local import Here
-from selfcal.recipe import Recipe
+from selfcal.executor.room import ClusterError
+from selfcal.recipe import RayExecutor, Recipe
 
 
 @contextmanager
 def open_executor(recipe: Recipe) -> Iterator[Executor]:
-    """Set up who does the work, for as long as the block runs."""
-    yield Here()
+    """Set up who does the work, for as long as the block runs.
+
+    Raises:
+        ClusterError: Ray is not installed, or its cluster cannot be had.
+    """
+    settings = recipe.executor
+    if not isinstance(settings, RayExecutor):
+        yield Here()
+        return
+    try:
+        import ray.data  # noqa: F401
+    except ImportError as error:
+        raise ClusterError(
+            f"recipe {recipe.name}: executor.kind: `ray` needs Ray, which cannot be imported "
+            f"({error}); pip install 'selfcal[ray]', or leave the executor out"
+        ) from error
+    from selfcal.executor.ray import open_cluster
+
+    with open_cluster(settings) as cluster:
+        yield cluster

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from selfcal.image import check_image, load_image
+from selfcal.image import check_image, load_image, opened
 from selfcal.store import explained
 
 Keep = Literal["copy", "link", "path"]
@@ -93,9 +93,7 @@ def _linked(path: Path, target: Path) -> bool:
 
 def _kind(path: Path) -> tuple[str, bool]:
     """The file's ending by its content, and whether others read it as `load_image` does."""
-    from PIL import Image
-
-    with Image.open(path) as image:
+    with opened(path) as image:
         kind = (image.format or "png").lower()
         odd = image.has_transparency_data or image.mode.startswith(("I", "F"))
         upright = image.getexif().get(_ORIENTATION) in _UPRIGHT

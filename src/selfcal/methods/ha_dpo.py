@@ -11,13 +11,14 @@ the greedy one. A recipe may have several iterations; the paper has one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from selfcal.methods import parts
 from selfcal.methods.parts.base import reads
 from selfcal.methods.parts.writing import (
     Made,
+    Make,
     Writing,
     each,
     greedy,
@@ -45,16 +46,18 @@ def plan(recipe: Recipe) -> list[Stage]:
 
 
 def _pairs(recipe: Recipe, t: int, start: str | None) -> Stage:
-    def make(work: Work, samples: Iterator[Sample]) -> Iterator[Made]:
+    def maker(work: Work, opened: ExitStack) -> Make:
         teacher = teacher_of(recipe, work)
-        responses = greedy(recipe, work, start, samples, lambda sample: [sample])
-        return each(recipe, lambda said: mended(teacher, said[0], said[1][0]), responses)
+        says = greedy(recipe, work, start, opened, lambda sample: [sample])
+        return lambda samples: each(
+            recipe, lambda said: mended(teacher, said[0], said[1][0]), says(samples)
+        )
 
     asked = teacher_settings(recipe, "mend", "restyle")
     settings = {"teacher": asked, "policy": greedy_settings(recipe, start)}
     about = "own responses against mended ones"
     return written_pairs(
-        recipe, t, make, about, settings, Writing(responses=1, requests=3), reads(start)
+        recipe, t, maker, about, settings, Writing(responses=1, requests=3), reads(start)
     )
 
 

@@ -13,12 +13,20 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from selfcal.methods import parts
-from selfcal.methods.parts.base import outcome_of, spent, trained_on, training_run, training_stats
+from selfcal.methods.parts.base import (
+    by_workers,
+    outcome_of,
+    spent,
+    spread,
+    trained_on,
+    training_run,
+    training_stats,
+)
 from selfcal.methods.parts.facts import insist_on_facts, told
 from selfcal.methods.parts.judges import base_of, label_settings
 from selfcal.methods.parts.learned import reading
 from selfcal.recipe import Curate, Recipe, RecipeError, Settings
-from selfcal.stage import Shards, Stage, Work, count_drops
+from selfcal.stage import Shards, Stage, Work
 from selfcal.store import JSON
 from selfcal.types import Drop, GradedResponse, LabelledPair, Sample
 
@@ -101,7 +109,7 @@ def _grades(recipe: Recipe) -> Stage:
 
         work.map(samples, 64, grade)
         graded = work.folder.read("graded", GradedResponse)
-        drops = count_drops(work.folder.read("drops", Drop))
+        drops = work.drop_counts()
         good = sum(g.good for g in graded)
         return {"graded": len(graded), "good": good, "drops": drops, **spent(work)}
 
@@ -109,7 +117,7 @@ def _grades(recipe: Recipe) -> Stage:
     depends = label_settings(recipe, "grade-good")
     return Stage(
         "judge/grades", (told(recipe), "judge/labels"), depends, run, n, "samples",
-        "label-giving grades of the same responses",
+        "label-giving grades of the same responses", by_workers(False, recipe.judge.labels),
     )  # fmt: skip
 
 
@@ -129,5 +137,5 @@ def _training(recipe: Recipe) -> Stage:
     depends = {**base_of(recipe), "prompt": own.prompt, "train": outcome_of(settings.train)}
     return Stage(
         "judge/grader", ("judge/grades",), depends, run, settings.train.steps_for(rows), "steps",
-        "training of the grader",
+        "training of the grader", spread(recipe, "judge.train", settings.train),
     )  # fmt: skip

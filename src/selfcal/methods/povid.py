@@ -14,7 +14,7 @@ place of a diffusion's. A recipe may have several iterations; the paper has one.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -25,6 +25,7 @@ from selfcal.methods import parts
 from selfcal.methods.parts.base import form_of
 from selfcal.methods.parts.writing import (
     Made,
+    Make,
     Writing,
     each,
     teacher_of,
@@ -55,7 +56,7 @@ def plan(recipe: Recipe) -> list[Stage]:
 
 
 def _pairs(recipe: Recipe, t: int, own: Options) -> Stage:
-    def make(work: Work, samples: Iterator[Sample]) -> Iterator[Made]:
+    def maker(work: Work, opened: ExitStack) -> Make:
         from selfcal.corruption import corrupt_file
         from selfcal.teacher import accept
 
@@ -76,11 +77,11 @@ def _pairs(recipe: Recipe, t: int, own: Options) -> Stage:
             within = image.relative_to(work.run).as_posix()
             return Made(replace(outcome, rejected_image=within), (text, rejected))
 
-        return each(recipe, write, samples)
+        return lambda samples: each(recipe, write, samples)
 
     settings = {"teacher": teacher_settings(recipe, "rationale", "spoil"), "options": own}
     about = "the teacher's RAPs against spoiled ones"
-    return written_pairs(recipe, t, make, about, settings, Writing(requests=2))
+    return written_pairs(recipe, t, maker, about, settings, Writing(requests=2))
 
 
 def _image(work: Work, sample: Sample) -> Path:

@@ -10,7 +10,6 @@ gains over this is owed to the rejected responses.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from itertools import groupby
 
 from selfcal.methods import parts
 from selfcal.methods.parts.base import BySample, calibration_size, reads
@@ -50,11 +49,10 @@ def _best(recipe: Recipe, t: int) -> Stage:
         correct = correction(work.inputs, fitted)
         best: list[WrittenRap] = []
         drops: list[Drop] = []
-        ids = (c.sample_id for c in work.records(searched, "candidates", Candidate))
-        asked = BySample(dict.fromkeys(ids), work.records(judged, "judgments", Judgment))
-        found = work.records(searched, "candidates", Candidate)
-        for name, group in groupby(found, key=lambda c: c.sample_id):
-            own = list(group)
+        found = BySample(work.inputs[searched], "candidates", Candidate)
+        asked = BySample(work.inputs[judged], "judgments", Judgment, found)
+        for name in found:
+            own = found.of(name)
             scores = scores_of(recipe, own, correct(asked.of(name)))
             if len(own) > 1 and not scores:
                 drops.append(Drop(name, "best", "unscored"))

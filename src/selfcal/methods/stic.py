@@ -14,6 +14,7 @@ iterations; the paper has one.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
@@ -24,6 +25,7 @@ from selfcal.methods import parts
 from selfcal.methods.parts.base import calibration_samples, reads
 from selfcal.methods.parts.writing import (
     Made,
+    Make,
     Writing,
     greedy,
     greedy_settings,
@@ -86,21 +88,23 @@ def plan(recipe: Recipe) -> list[Stage]:
 
 
 def _pairs(recipe: Recipe, t: int, start: str | None, own: Options) -> Stage:
-    def make(work: Work, samples: Iterator[Sample]) -> Iterator[Made]:
+    def maker(work: Work, opened: ExitStack) -> Make:
         place = {s.id: i for i, s in enumerate(calibration_samples(recipe, work, t))}
         spoil = Spoiler(own, place, work.out, work.rng_key())
-        try:
-            for sample, (chosen, rejected) in greedy(recipe, work, start, samples, spoil.asks):
+        opened.callback(spoil.clear)  # some were asked ahead
+        says = greedy(recipe, work, start, opened, spoil.asks)
+
+        def make(samples: Iterator[Sample]) -> Iterator[Made]:
+            for sample, (chosen, rejected) in says(samples):
                 spoil.image(sample).unlink(missing_ok=True)
                 outcome = written_outcome(sample, chosen, rejected)
                 yield Made(outcome, (chosen, rejected))
-        finally:  # some were asked ahead
-            for left in work.out.glob(f"{_SPOILED}*"):
-                left.unlink(missing_ok=True)
+
+        return make
 
     settings = {"options": own, "policy": greedy_settings(recipe, start)}
     about = "looking step by step against not seeing, or being misled"
-    return written_pairs(recipe, t, make, about, settings, Writing(responses=2), reads(start))
+    return written_pairs(recipe, t, maker, about, settings, Writing(responses=2), reads(start))
 
 
 class Spoiler:
@@ -109,6 +113,7 @@ class Spoiler:
     def __init__(self, own: Options, place: Mapping[str, int], folder: Path, key: str) -> None:
         """`place` numbers the samples, `folder` takes the spoiled images."""
         self._own, self._place, self._folder, self._key = own, place, folder, key
+        self._made: set[Path] = set()
 
     def asks(self, sample: Sample) -> tuple[Sample, Sample]:
         """The sample with the good prompt, and with the misleading one or a spoiled image."""
@@ -122,8 +127,14 @@ class Spoiler:
             )
         kind = own.corruptions[i // 2 % len(own.corruptions)]
         image, key = self.image(sample), f"{self._key}|{sample.id}"
+        self._made.add(image)  # workers beside this one have images of their own there
         corrupt_file(Path(sample.image), image, kind, own.strength, key)
         return good, replace(sample, image=str(image))
+
+    def clear(self) -> None:
+        """Delete the spoiled images that are left."""
+        for image in self._made:
+            image.unlink(missing_ok=True)
 
     def image(self, sample: Sample) -> Path:
         """Where the sample's spoiled image is, while it is needed."""

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from selfcal.recipe.base import Count, Positive, Settings, Share
+from selfcal.recipe.base import BaseUrl, Count, Positive, Settings, Share
 
 
 def _kind(default: str) -> Callable[[Any], Any]:
@@ -31,7 +31,7 @@ class Spending(Settings):
 class Endpoint(Settings):
     """An OpenAI-compatible server."""
 
-    base_url: str = "http://127.0.0.1:8000/v1"
+    base_url: BaseUrl = "http://127.0.0.1:8000/v1"
     model: Annotated[str, Field(min_length=1)]
     api_key_env: str = "OPENAI_API_KEY"
     """Environment variable that holds the key; the key itself never stands in a recipe."""

@@ -22,15 +22,16 @@ class RayExecutor(Settings):
 
     kind: Literal["ray"] = "ray"
     address: str | None = None
-    """Of the cluster, such as `auto` or `ray://HOST:10001`; None: the one that this machine belongs
-    to, or a new one on it."""
+    """Of the cluster that this machine belongs to: `auto` or HOST:6379. None: that one, or a new
+    one on this machine."""
     workers: Positive = 1
     """Actors, at least."""
     max_workers: Positive | None = None
-    """Actors, at most: as many as there is work and room for; None: `workers`."""
+    """Actors, at most: as many as there is work and room for; None: `workers`. Samples under a
+    token `budget` are searched in order, and so by the process that runs the recipe."""
     gpus: Annotated[float, Field(ge=0)] | None = None
-    """GPUs an actor; a part, such as 0.5, where several fit onto one. None: one, where the cluster
-    has any."""
+    """GPUs an actor; a part, such as 0.5, where several fit onto one (then give each its share of
+    the memory by `search.cache_gib`). None: one, where the cluster has any when the run starts."""
     cpus: Positive = 1
     """CPU cores an actor, and torch's threads in it."""
     ranks: Positive = 1
@@ -40,6 +41,8 @@ class RayExecutor(Settings):
     def _room(self) -> RayExecutor:
         if self.max_workers is not None and self.max_workers < self.workers:
             raise ValueError("max_workers: is less than `workers`; raise it, or leave it out")
+        if self.gpus is not None and self.gpus > 1 and self.gpus != int(self.gpus):
+            raise ValueError("gpus: a part of a GPU is less than one; give a whole number above")
         return self
 
 

@@ -8,14 +8,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-import yaml
 from pydantic import ValidationError
 
 from selfcal.errors import SelfcalError
 from selfcal.recipe.asked import in_full
 from selfcal.recipe.base import Settings
+from selfcal.recipe.executor import in_full as executor_in_full
 from selfcal.recipe.settings import Recipe
 from selfcal.recipe.training import Training
+from selfcal.recipe.yaml_file import MOST_BYTES, YamlError, read_yaml
 
 
 class RecipeError(SelfcalError):
@@ -33,7 +34,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
             that it names cannot be used.
     """
     values = _read(path, ())
-    for override in _kinds_first(overrides):
+    for override in _kinds_first([_spelled_out(o) for o in overrides]):
         _override(values, override)
     try:
         recipe = Recipe.model_validate(values)
@@ -57,8 +58,8 @@ def read_configuration(place: str, name: str, training: Training) -> dict[str, A
         RecipeError: it is missing or not JSON, or it says what the recipe says.
     """
     try:
-        values = json.loads(Path(name).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        values = json.loads(_text(Path(name)))
+    except (OSError, ValueError, RecursionError) as error:
         raise RecipeError(
             f"{place}: {name}: cannot be read as JSON ({error}); give the path of a JSON file, "
             "from the folder that selfcal runs in"
@@ -81,29 +82,52 @@ def read_configuration(place: str, name: str, training: Training) -> dict[str, A
 
 def _read(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
     """A recipe file's values, laid over those of the recipe that it names as its `base`."""
-    if path.resolve() in above:
-        raise RecipeError(f"{path}: is its own base; `base` must name another recipe")
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        own = path.resolve()
+        text = _text(path)
+    except (OSError, ValueError, RuntimeError) as error:  # also of links in a circle, or \0
         raise RecipeError(f"{path}: cannot be read ({error}); give the path of a recipe") from error
+    if own in above:
+        raise RecipeError(f"{path}: is its own base; `base` must name another recipe")
+    if len(above) == _BASES:
+        raise RecipeError(f"{path}: is a base of the {_BASES}th degree; take fewer")
     try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{path}: not valid YAML: {_yaml_place(error)}") from error
+        values = read_yaml(text)
+    except YamlError as error:
+        raise RecipeError(f"{path}: not valid YAML: {error}") from error
     if not isinstance(values, dict):
         raise RecipeError(f"{path}: a recipe is a mapping of keys to values, this is not one")
     if isinstance(judge := values.get("judge"), dict) and "labels" in judge:
         judge["labels"] = in_full(judge["labels"])
+    if "executor" in values:
+        values["executor"] = executor_in_full(values["executor"])
     base = values.pop("base", None)
     if base is None:
         return values
     if not isinstance(base, str):
         raise RecipeError(f"{path}: base: give the path of a recipe, from this one's folder")
-    return _over(_read(path.parent / base, (*above, path.resolve())), values)
+    return _over(_read(path.parent / base, (*above, own)), values)
 
 
-_BY_KIND = {"teacher": "miniworld", "judge.labels": "verifier", "evaluate.marker": "endpoint"}
+_BASES = 8
+"""A recipe has at most so many bases below each other."""
+
+
+def _text(path: Path) -> str:
+    """A file's text, of which no more is read than a recipe may have."""
+    if not path.is_file():  # a device or a pipe could block, or never end
+        raise FileNotFoundError("no such file")
+    with path.open("rb") as file:
+        data = file.read(MOST_BYTES + 1)
+    if len(data) > MOST_BYTES:
+        raise ValueError(f"longer than {MOST_BYTES // 2**20} MiB")
+    return data.decode("utf-8-sig")
+
+
+_BY_KIND = {
+    "teacher": "miniworld", "judge.labels": "verifier", "evaluate.marker": "endpoint",
+    "executor": "local",
+}  # fmt: skip
 """Settings whose keys depend on their `kind`, and the kind that goes without saying.
 
 Another kind does away with the keys of the last.
@@ -123,10 +147,11 @@ def _over(below: dict[str, Any], above: dict[str, Any], place: str = "") -> dict
     return both
 
 
-def _yaml_place(error: yaml.YAMLError) -> str:
-    mark = getattr(error, "problem_mark", None)
-    where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-    return where + str(getattr(error, "problem", None) or error)
+def _spelled_out(override: str) -> str:
+    """The override, with `executor=KIND` as that of the kind: other keys may be given beside it."""
+    key, _, text = override.partition("=")
+    alone = key.strip() == "executor" and text.strip().isidentifier()
+    return f"executor.kind={text}" if alone else override
 
 
 def _kinds_first(overrides: Sequence[str]) -> list[str]:
@@ -151,9 +176,9 @@ def _override(values: dict[str, Any], override: str) -> None:
     if not equals or not key.strip():
         raise RecipeError(f"--set {override!r}: write key=value, for example --set seed=1")
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise RecipeError(f"--set {override!r}: {_yaml_place(error)}") from error
+        value = read_yaml(text)
+    except YamlError as error:
+        raise RecipeError(f"--set {override!r}: {error}") from error
     *parents, last = key.strip().split(".")
     at = values
     for parent in parents:
@@ -193,7 +218,7 @@ def _spelled(place: tuple[int | str, ...]) -> list[str]:
     return parts
 
 
-_KINDS = {"miniworld", "endpoint", "local", "file", "verifier"}
+_KINDS = {"miniworld", "endpoint", "local", "file", "verifier", "ray"}
 
 
 def _known(model: Any, place: tuple[int | str, ...]) -> list[str]:

@@ -18,7 +18,7 @@ from selfcal.recipe.asked import (
     Teacher,
     VerifierLabels,
 )
-from selfcal.recipe.base import Count, Positive, Settings, Share
+from selfcal.recipe.base import BaseUrl, Count, LocalPath, Positive, Settings, Share
 from selfcal.recipe.executor import Executor, LocalExecutor
 from selfcal.recipe.training import Dpo, Grpo, JudgeTraining, Rft
 
@@ -26,7 +26,7 @@ from selfcal.recipe.training import Dpo, Grpo, JudgeTraining, Rft
 class Source(Settings):
     """One data file, or dataset folder, of several that are mixed."""
 
-    path: str
+    path: LocalPath
     """A file or folder of any format that selfcal reads (docs/data.md)."""
     digest: str | None = None
     """Of its rows, as `policy.digest`; image files are no part of it."""
@@ -34,7 +34,7 @@ class Source(Settings):
     """Its part of the mix."""
     category: str | None = None
     """Category of its samples; None: their own."""
-    images: str | None = None
+    images: LocalPath | None = None
     """Folder that image paths are below; None: the file's own."""
     columns: dict[str, str] = Field(default_factory=dict)
     """Column of each field where it is called otherwise, such as `{answer: label}`."""
@@ -45,9 +45,11 @@ class Source(Settings):
 class Data(Settings):
     """Where samples come from and how many of them each part of the run gets."""
 
-    source: str = "miniworld"
+    source: LocalPath = "miniworld"
     """`miniworld`, or a folder with a file for each of `rft`, `calibration`, `dev`, `test`;
     `calibration` may be prompts without answers."""
+    images: LocalPath | None = Field(default=None, exclude_if=lambda own: own is None)
+    """Folder that the image paths of `source` are below; None: that of each split's file."""
     digests: dict[str, str] = Field(default_factory=dict)
     """Of the file of each split of `source`, as a source's `digest`."""
     sources: tuple[Source, ...] = ()
@@ -82,7 +84,7 @@ class Data(Settings):
 class Server(Settings):
     """A vLLM-compatible server on which the policy is searched."""
 
-    base_url: str = "http://127.0.0.1:8000/v1"
+    base_url: BaseUrl = "http://127.0.0.1:8000/v1"
     model: str | None = None
     """Name under which it serves `policy.model`; None: that very name."""
     api_key_env: str = "OPENAI_API_KEY"

@@ -30,7 +30,8 @@ class Training(Settings):
     batch_size: Positive = 16
     """Samples an optimizer step."""
     micro_batch_size: Positive | None = None
-    """Samples a forward pass; None: the whole batch. The rest is gradient accumulation."""
+    """Samples a forward pass of one process; None: all that it has of a batch. The rest is gradient
+    accumulation."""
     epochs: Annotated[float, Field(gt=0)] = 1.0
     steps: Positive | None = None
     """Optimizer steps; overrides `epochs`."""
@@ -40,7 +41,8 @@ class Training(Settings):
     max_length: Positive = 2048
     """Rows with more tokens than this are left out and counted, never cut."""
     save_steps: Positive | None = None
-    """Checkpoint interval for resuming; None: a killed training starts over."""
+    """Checkpoint interval for resuming; None: a killed training starts over (one that is asked to
+    stop saves a checkpoint all the same)."""
     gradient_checkpointing: bool = False
     liger: bool = False
     """Fused Triton kernels of liger-kernel; needs a GPU."""
@@ -62,6 +64,28 @@ class Training(Settings):
     def steps_for(self, rows: int) -> int:
         """Optimizer steps that a training on so many rows takes."""
         return self.steps or max(1, math.ceil(rows / self.batch_size * self.epochs))
+
+    def micro_for(self, ranks: int = 1, limit: int | None = None) -> int:
+        """Samples a forward pass of each of so many processes that train together.
+
+        The most that the setting, and `limit`, allow, and that a step's batch can be parted into.
+
+        Raises:
+            ValueError: the batch is no whole part for each process.
+        """
+        own, rest = divmod(self.batch_size, ranks)
+        if rest:
+            raise ValueError(
+                f"batch_size: {self.batch_size} samples cannot be parted equally among {ranks} "
+                "processes; set it to a multiple, or executor.ranks to a number that divides it"
+            )
+        most = min(own, self.micro_batch_size or own, limit or own)
+        return next(n for n in range(most, 0, -1) if own % n == 0)
+
+    @property
+    def by_micro(self) -> bool:
+        """Whether the outcome depends on how many samples a forward pass has."""
+        return False
 
 
 class Rft(Training):
@@ -85,6 +109,11 @@ class Dpo(Training):
     learning_rate: Annotated[float, Field(gt=0)] = 5e-7
     beta: Annotated[float, Field(gt=0)] = 0.1
     sft_weight: Annotated[float, Field(ge=0)] = 0.02
+
+    @property
+    def by_micro(self) -> bool:
+        """Whether there is an SFT term, which in TRL is a mean over the tokens of one pass."""
+        return self.sft_weight > 0
 
 
 class Grpo(Training):
@@ -113,6 +142,11 @@ class Grpo(Training):
     """Whether advantages are divided by the standard deviation of their group."""
     format_weight: Annotated[float, Field(ge=0)] = 0.1
     """Of the RAP format in the task reward, beside 1 for a right answer."""
+
+    @property
+    def by_micro(self) -> bool:
+        """It does: a forward pass is also what is sampled at a time."""
+        return True
 
     @model_validator(mode="after")
     def _whole_groups(self) -> Grpo:

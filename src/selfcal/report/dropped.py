@@ -33,6 +33,8 @@ _READ = {
     "image-broken": "the image is empty, cut off, or no image at all",
     "image-too-large": "the image has more pixels than data.max_pixels, or is too large a file",
     "image-too-small": "a side of the image is shorter than data.min_side",
+    "image-too-slim": "one side of the image is more than 200 times as long as the other",
+    "image-polyglot": "the file is a web page, an archive or a program beside being an image",
     "too-many-images": "there are more images than data.max_images",
     "later-turn": "a later turn of a conversation, which may lean on what was said before",
 }

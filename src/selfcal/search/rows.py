@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from selfcal.clock import spent
-from selfcal.memory import attempt, free_bytes, release
+from selfcal.memory import attempt, free_bytes, note, release
 from selfcal.policy import ModelError
 from selfcal.search.cache import Layout, Ledger, Segment, Slots
 from selfcal.search.jobs import Counts, Job, Limits, Place, Sentence
@@ -194,9 +194,10 @@ class Rows:
         slots.begin = slots.end - max(s.length for s in self.active)
 
     def clear(self) -> None:
-        """Forget all strands."""
+        """Forget all strands, and how long they were: the next ones find all as these did."""
         self.active, self.waiting = [], []
         self._empty()
+        self.most = self._ceiling
 
     def _empty(self) -> None:
         """Send all strands in work back into the queue, and free the slots."""
@@ -219,6 +220,7 @@ class Rows:
         if self.most <= 1:
             raise too_large(said)
         self._counts.back_offs += 1
+        note("the search ran out of memory: it goes on with fewer responses (search.batch_rows)")
         self._empty()
         self.most = self._ceiling = self.most // 2
 

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 from urllib.parse import urlsplit
 
+from selfcal.chat.connection import secrets_of, shown
 from selfcal.policy import ModelError
 from selfcal.recipe import Server
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 _EXCERPT = 300
 _TOKEN = "token_id:"
+_OPENAIS = ("OpenAI-Organization", "OpenAI-Project")
 
 
 class ServerError(ModelError):
@@ -93,6 +95,7 @@ class Connection:
         self._settings = settings
         self._base, self.address = _addresses(settings.base_url)
         self._key = os.environ.get(settings.api_key_env, "").strip()
+        self._secrets = secrets_of(settings.base_url, self._key)
         self._client: AsyncOpenAI | None = None
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="server", daemon=True)
@@ -151,15 +154,27 @@ class Connection:
             await self._client.close()
 
     def _made(self) -> AsyncOpenAI:
-        from openai import AsyncOpenAI
+        import openai
+
+        from selfcal.chat.guard import PLAIN, guard
 
         if self._client is None:
-            self._client = AsyncOpenAI(
+            s = self._settings
+            # said outright, so that no account of openai's own variables is sent to this server
+            apart: dict[str, Any] = dict.fromkeys(_OPENAIS, openai.omit)
+            self._client = openai.AsyncOpenAI(
                 base_url=self._base,
                 api_key=self._key or "none",  # the client insists on one
-                timeout=self._settings.timeout,
-                max_retries=self._settings.retries,
+                admin_api_key="",
+                timeout=s.timeout,
+                max_retries=s.retries,
+                default_headers={**apart, **PLAIN},
+                http_client=openai.DefaultAsyncHttpxClient(
+                    timeout=s.timeout,
+                    follow_redirects=False,  # neither a key nor a prompt must travel on
+                ),
             )
+            guard(self._client, s.timeout)
         return self._client
 
     async def _ask(self, body: dict[str, Any]) -> Reply:
@@ -183,9 +198,13 @@ class Connection:
         """The text of the reply, whatever it is."""
         import openai
 
+        from selfcal.chat.guard import OversizedError
+
         s = self._settings
         try:
             reply = await send()
+        except OversizedError as error:
+            raise ServerError(f"{self.address}: {error}; check policy.server.base_url") from None
         except openai.APIStatusError as error:
             problem = f"status {error.status_code} ({self._show(error.response.text)})"
             raise ServerError(
@@ -207,10 +226,7 @@ class Connection:
 
     def _show(self, text: str) -> str:
         """What a server said, fit to be shown: short, printable, without the key."""
-        if self._key:
-            text = text.replace(self._key, "***")
-        text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
-        return text if len(text) <= _EXCERPT else text[:_EXCERPT] + "..."
+        return shown(text, self._secrets, _EXCERPT)
 
 
 def _addresses(base_url: str) -> tuple[str, str]:
@@ -243,7 +259,9 @@ def _way_out(status: int, key_env: str) -> str:
 def _read(text: str, kind: Callable[[Any], T], problem: str, show: Callable[[str], str]) -> T:
     try:
         return kind(json.loads(text))
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+    except (
+        ValueError, LookupError, TypeError, AttributeError, RecursionError, OverflowError,
+    ) as error:  # fmt: skip
         raise ServerError(
             f"{problem} ({show(text)}); check that policy.server.base_url is that of an "
             "OpenAI-compatible server"

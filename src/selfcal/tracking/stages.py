@@ -54,6 +54,12 @@ class Watch:
         if isinstance(stats, Mapping) and isinstance(seconds, int | float):
             self._send(stage, stats, float(seconds), None, once=True)
 
+    def mends(self, stage: Stage, names: Sequence[str]) -> None:
+        """No figure."""
+
+    def notes(self, line: str) -> None:
+        """No figure."""
+
     def close(self) -> None:
         """End the line; a resumed run goes on with it."""
         if self._line is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
+import shutil
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -12,10 +13,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from selfcal.clock import spent
-from selfcal.errors import SelfcalError
+from selfcal.errors import SelfcalError, StoreError
+from selfcal.memory import attempt
 from selfcal.policy import ModelError, Policy, load_policy, pick_device
 from selfcal.recipe import Training, read_configuration
+from selfcal.stopping import Again, Stopped
+from selfcal.store import read_json, write_json
 from selfcal.tracking import Tracked, followed
+from selfcal.train.checkpoints import drop_after, last_checkpoint, step_of
+from selfcal.train.watch import NOT_FINITE, diverged, finite, watch
 from selfcal.types import Drop
 
 if TYPE_CHECKING:
@@ -38,6 +44,8 @@ class Trained:
     drops: tuple[Drop, ...]
     curve: tuple[dict[str, float], ...]
     """What TRL logged: loss, and for DPO the implicit rewards' margins and accuracies."""
+    lowered: int | None = None
+    """Samples a forward pass, where memory did not suffice for as many as the settings say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +58,10 @@ class Run:
     device: str = "auto"
     dtype: str = "float32"
     progress: Progress = lambda done, total: None
+    saved: Callable[[Path], None] = lambda checkpoint: None
+    """Told of each checkpoint to resume from: its folder, which is finished."""
+    ranks: int = 1
+    """Processes that train together; this is one of them."""
     attention: str | None = None
     chat_template: str | None = None
     trust_remote_code: bool = False
@@ -123,20 +135,22 @@ def lora(settings: Training, model: Any) -> LoraConfig | None:
 
 def arguments(settings: Training, run: Run, rows: int) -> dict[str, Any]:
     """TRL's arguments, the same for every kind of training."""
-    if (ranks := int(os.environ.get("WORLD_SIZE", "1"))) > 1:  # each would take a whole batch
+    if (ranks := int(os.environ.get("WORLD_SIZE", "1"))) != run.ranks:  # each would take a batch
         raise TrainingError(
-            f"{run.out.name}: {ranks} processes were started, and a training is one; start selfcal "
-            "by itself, without torchrun or accelerate launch"
+            f"{run.out.name}: {ranks} processes were started, and {run.ranks} shall train; start "
+            "selfcal by itself, without torchrun or accelerate launch: executor.ranks says how "
+            "many processes a training is spread over, and selfcal starts them"
         )
-    limit = min(settings.micro_batch_size or settings.batch_size, settings.batch_size)
-    # the largest that divides the batch, so that a step takes exactly `batch_size` samples
-    micro = next(n for n in range(limit, 0, -1) if settings.batch_size % n == 0)
+    try:
+        micro = settings.micro_for(run.ranks, memory_limit(run))
+    except ValueError as error:
+        raise TrainingError(f"{run.out.name}: {error}") from error
     steps = settings.steps_for(rows)
     return {
         "output_dir": str(run.out / "trl"),
         "learning_rate": settings.learning_rate,
         "per_device_train_batch_size": micro,
-        "gradient_accumulation_steps": settings.batch_size // micro,
+        "gradient_accumulation_steps": settings.batch_size // (run.ranks * micro),
         "max_steps": steps,
         "lr_scheduler_type": settings.scheduler,
         "warmup_steps": math.ceil(steps * settings.warmup),
@@ -150,7 +164,7 @@ def arguments(settings: Training, run: Run, rows: int) -> dict[str, Any]:
         "logging_nan_inf_filter": False,  # it hides a NaN behind the mean of the losses before
         "save_strategy": "steps" if settings.save_steps else "no",
         "save_steps": settings.save_steps or 500,
-        "save_total_limit": 1,
+        "save_total_limit": None,  # it counts before digests are written, and by the clock
         **_report(run.tracked),
         "disable_tqdm": True,
         "dataloader_pin_memory": False,
@@ -213,39 +227,91 @@ def finish(
     drops: Sequence[Drop],
     whole: Callable[[], Any] | None = None,
 ) -> Trained:
-    """Train (resuming from TRL's last checkpoint), check, merge and save.
+    """Train (resuming from TRL's last whole checkpoint), check, merge and save.
 
-    `whole` loads the model that training started from, whole and in full precision; None: it is so
-    in memory (see `apart`).
+    Args:
+        trainer: TRL's, made with `arguments`.
+        processor: saved beside the weights.
+        run: where it runs.
+        rows: that it trains on.
+        drops: rows that were left out.
+        whole: loads the model that training started from, whole and in full precision; None: it is
+            so in memory (see `apart`).
+
+    Raises:
+        TrainingError: it diverged, or there is too little memory for one sample a forward pass.
+        Again: memory ran out; with fewer samples a forward pass it may do.
+        Stopped: somebody asked for that, and a checkpoint is saved.
     """
-    from transformers import PrinterCallback
-
-    trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(_watch(run))
-    last = last_checkpoint(run.out / "trl")
-    with followed(trainer, run.tracked, run.out, step_of(last)), spent("training"):
-        outcome = trainer.train(resume_from_checkpoint=last)
+    steps = _train(trainer, run)
     model = trainer.accelerator.unwrap_model(trainer.model)
-    if not _finite(model.parameters()):
-        raise _diverged(run, _NOT_FINITE)
-    adapter, checkpoint = run.out / "adapter", run.out / "checkpoint"
-    if whole is None:
-        if hasattr(model, "merge_and_unload"):
-            model.save_pretrained(adapter)
-            model = model.merge_and_unload()
-        model.save_pretrained(checkpoint)
-    elif hasattr(model, "merge_and_unload"):
-        trainer.save_model(str(adapter))  # gathers what is spread
-        merge(whole(), adapter).save_pretrained(checkpoint)
-    else:
-        trainer.save_model(str(checkpoint))
-    processor.save_pretrained(run.out / "checkpoint")
+    if not finite(model.parameters()):
+        raise diverged(run, NOT_FINITE)
+    _save(trainer, model, processor, run, whole)
+    trainer.accelerator.wait_for_everyone()
     curve = tuple(
         {k: float(v) for k, v in row.items() if isinstance(v, int | float) and math.isfinite(v)}
         for row in trainer.state.log_history
         if "loss" in row
     )
-    return Trained(int(outcome.global_step), rows, tuple(drops), curve)
+    return Trained(steps, rows, tuple(drops), curve, memory_limit(run))
+
+
+def _train(trainer: Any, run: Run) -> int:
+    """Do the steps that are left; gives all that were done."""
+    from accelerate.utils import broadcast_object_list
+    from transformers import PrinterCallback
+
+    if trainer.args.fsdp and "FSDP" not in str(trainer.accelerator.distributed_type):
+        raise _unusable(run, "fsdp", "accelerate spreads weights over GPUs alone; set it to null")
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(seen := watch(trainer, run))
+    main = trainer.accelerator.is_main_process
+    # one process looks: another machine may not see a file yet
+    (last,) = broadcast_object_list([last_checkpoint(run.out / "trl") if main else None])
+    if main:
+        drop_after(run.out / "trl", step_of(last))
+    with followed(trainer, run.tracked, run.out, step_of(last)), spent("training"):
+        outcome, said = attempt(lambda: trainer.train(resume_from_checkpoint=last))
+    if outcome is None:
+        raise less_memory(run, trainer.args.per_device_train_batch_size, said)
+    if seen.stopped:
+        raise Stopped
+    return int(outcome.global_step)
+
+
+def _save(
+    trainer: Any, model: Any, processor: Any, run: Run, whole: Callable[[], Any] | None
+) -> None:
+    """Write adapter and merged checkpoint; one process does, the others help it gather."""
+    adapter, checkpoint = run.out / "adapter", run.out / "checkpoint"
+    adapted, main = hasattr(model, "merge_and_unload"), trainer.accelerator.is_main_process
+    if main:
+        for half in (adapter, checkpoint):  # what a kill left of them, temporary files included
+            shutil.rmtree(half, ignore_errors=True)
+    if whole is not None:  # gathers what is spread
+        _gather(trainer, model, adapter if adapted else checkpoint)
+    if not main:
+        return
+    if whole is not None and adapted:
+        merge(whole(), adapter).save_pretrained(checkpoint)
+    elif whole is None:
+        if adapted:
+            model.save_pretrained(adapter)
+            model = model.merge_and_unload()
+        model.save_pretrained(checkpoint)
+    processor.save_pretrained(checkpoint)
+
+
+def _gather(trainer: Any, model: Any, folder: Path) -> None:
+    """Save a model, or its adapter, whose weights are spread over the processes."""
+    if not trainer.is_fsdp_enabled:
+        trainer.save_model(str(folder))
+        return
+    # TRL would save nothing where FSDP's configuration wants checkpoints in parts
+    state = trainer.accelerator.get_state_dict(trainer.model)
+    if trainer.accelerator.is_main_process:
+        model.save_pretrained(folder, state_dict=state)
 
 
 def merge(model: Any, adapter: Path) -> Any:
@@ -255,53 +321,40 @@ def merge(model: Any, adapter: Path) -> Any:
     return PeftModel.from_pretrained(model, adapter).merge_and_unload()
 
 
-_NOT_FINITE = "the weights became NaN or infinite"
+_MEMORY = "memory.json"
+"""In the stage's folder, once memory ran out: how many samples a forward pass there is room for."""
 
 
-def _finite(parameters: Iterable[Any]) -> bool:
-    return all(bool(p.isfinite().all()) for p in parameters)
+def memory_limit(run: Run) -> int | None:
+    """Samples a forward pass, at most, as memory has shown; None: it has not run out.
 
-
-def last_checkpoint(trl: Path) -> str | None:
-    """TRL's last complete checkpoint; one that a killed training left half written is passed over.
-
-    The trainer's state is the last file that it writes.
+    Raises:
+        StoreError: the note of it is damaged.
     """
-    found = [p.parent for p in trl.glob("checkpoint-*/trainer_state.json")]
-    newest = max(found, key=lambda p: int(p.name.removeprefix("checkpoint-")), default=None)
-    return None if newest is None else str(newest)
+    path = run.out / _MEMORY
+    if not path.exists():
+        return None
+    found = read_json(path)
+    limit = found.get("micro_batch_size") if isinstance(found, dict) else None
+    if not isinstance(limit, int) or limit < 1:
+        raise StoreError(f"{path} is damaged: delete it, then run the same command again")
+    return limit
 
 
-def step_of(checkpoint: str | None) -> int:
-    """The optimizer step of one of TRL's checkpoints; 0 without one."""
-    return 0 if checkpoint is None else int(checkpoint.rpartition("-")[2])
+def less_memory(run: Run, micro: int, said: str) -> Exception:
+    """What ends a training that has no memory for so many samples a forward pass.
 
-
-def _diverged(run: Run, what: str) -> TrainingError:
-    return TrainingError(
-        f"{run.out.name}: {what}; lower the learning rate. "
-        "The checkpoint that training started from is kept."
+    It is noted that there is room for half as many, and so the training goes on.
+    """
+    last = step_of(last_checkpoint(run.out / "trl"))
+    if micro == 1:
+        return TrainingError(
+            f"{run.out.name}: out of memory with one sample a forward pass ({said}); set "
+            "gradient_checkpointing, lower max_length or lora.rank, set lora.four_bit, or give it "
+            "more memory, then run it again: all stages before it are kept"
+        )
+    write_json(run.out / _MEMORY, {"micro_batch_size": micro // 2, "said": said})
+    return Again(
+        f"{run.out.name}: out of memory with {micro} samples a forward pass: goes on from step "
+        f"{last} with {micro // 2} and the same batch"
     )
-
-
-def _watch(run: Run) -> Any:
-    """A callback that tells how training gets on, and ends one that has diverged."""
-    from transformers import TrainerCallback
-
-    class Watch(TrainerCallback):
-        def on_step_end(
-            self, args: Any, state: Any, control: Any, model: Any = None, **_: Any
-        ) -> None:
-            # before a next step could sample from such weights: on a GPU that is a crash
-            if not _finite(p for p in model.parameters() if p.requires_grad):
-                raise _diverged(run, _NOT_FINITE)
-            if state.global_step >= state.max_steps:
-                control.should_save = False  # from a checkpoint here a resumed run would go on
-            run.progress(state.global_step, state.max_steps)
-
-        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-            loss = (logs or {}).get("loss", 0.0)
-            if not math.isfinite(loss):
-                raise _diverged(run, f"the loss became {loss} by step {state.global_step}")
-
-    return Watch()

@@ -148,7 +148,7 @@ def _train_text(
         )
     with loading(model):
         tokenizer: Any = AutoTokenizer.from_pretrained(model_path(model), trust_remote_code=False)
-        chat = Chat(model, tokenizer, tokenizer)
+        chat = Chat(model, tokenizer)
         # what cannot be read later need not be trained
         verdict_ids(tokenizer, words, chat.prompt("?"))
         load = partial(
@@ -195,7 +195,7 @@ def _train_seeing(
     from selfcal.judge.seeing import open_judge, prompt_tokens
 
     policy = open_judge(model, run.dtype, run.device, four_bit(settings))
-    chat = Chat(model, policy.processor, policy.tokenizer, sees=True)
+    chat = Chat(model, policy.processor, sees=True)
     verdict_ids(policy.tokenizer, words)
     lengths = prompt_tokens(policy, chat, [turn for turn, _ in asked])
     kept, drops = _fitting(asked, lengths, settings.max_length)

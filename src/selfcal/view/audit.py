@@ -10,7 +10,6 @@ import json
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from itertools import groupby
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -115,13 +114,10 @@ def sample_by_sample(
     planned: Mapping[str, Planned], t: int
 ) -> Iterator[tuple[str, list[Candidate], list[Judgment]]]:
     """Candidates and judgments of one sample after the other, a shard of each in memory."""
-    searched = planned[f"iter-{t}/candidates"].folder
-    ids = (c.sample_id for c in searched.records("candidates", Candidate))
-    judged = planned[f"iter-{t}/judgments"].folder.records("judgments", Judgment)
-    given = BySample(dict.fromkeys(ids), judged)
-    found = searched.records("candidates", Candidate)
-    for sample_id, own in groupby(found, key=lambda c: c.sample_id):
-        yield sample_id, list(own), given.of(sample_id)
+    found = BySample(planned[f"iter-{t}/candidates"].folder, "candidates", Candidate)
+    given = BySample(planned[f"iter-{t}/judgments"].folder, "judgments", Judgment, found)
+    for sample_id in found:
+        yield sample_id, found.of(sample_id), given.of(sample_id)
 
 
 def _unknown(one: Candidate, other: Candidate) -> Verdict | None:

@@ -30,10 +30,12 @@ WAYS_OUT = {
     "answer-not-an-option": "give an option's text, its letter, or its place from 0",
     "text-too-long": "shorten it: more than a million characters are no question",
     "image-missing": "put the files there, or say where they are: --images DIR",
-    "unsafe-path": "give a path below the folder of images, without ..",
+    "unsafe-path": "name the folder that the images truly lie in (images)",
     "image-broken": "replace the files: they are empty, cut off, or no images",
     "image-too-large": "scale the images down",
     "image-too-small": "take larger images, or lower data.min_side",
+    "image-too-slim": "crop or pad the images",
+    "image-polyglot": "save the pictures anew, as pictures alone",
     "too-many-images": "take fewer images, or raise data.max_images",
     "later-turn": "nothing to mend; --turns all makes a sample of every turn",
 }

@@ -25,7 +25,7 @@ _STYLES = {"✓": "green", "!": "yellow", "✗": "red"}
 _GIB = 2**30
 _MODELS = ("mini-llava", "mini-judge", "mini-clip")
 _OPTIONAL = {
-    "ray": "runs on several machines; pip install ray",
+    "ray": "runs on several machines (executor: ray); pip install 'selfcal[ray]'",
     **dict.fromkeys(PACKAGES, "tracking by it; pip install 'selfcal[tracking]'"),
     "torchvision": "the image processors of some models; pip install torchvision",
 }

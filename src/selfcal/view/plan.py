@@ -13,7 +13,7 @@ from selfcal.cost.machine import GIB, Machine, disk_free, machine
 from selfcal.cost.needs import RESPONSE_TOKENS, Need, Needs
 from selfcal.cost.sizes import SizeError
 from selfcal.pipeline import Planned
-from selfcal.recipe import FileLabels, Recipe
+from selfcal.recipe import FileLabels, RayExecutor, Recipe
 from selfcal.stage import Stage
 from selfcal.view.text import amount, duration, heading, large, safe, table
 
@@ -38,6 +38,8 @@ def show_plan(
     on = on or machine()
     known, needs, why = _needs(recipe, planned, on)
     out.print(heading(title(recipe)))
+    for line in who(recipe, [p.stage for p in planned]):
+        out.print(safe(line), soft_wrap=True)
     out.print()
     figures = ("memory", "disk", "time")
     rows = table("stage", "what", "items", "", *figures, right=["items", *figures])
@@ -148,6 +150,22 @@ def title(recipe: Recipe) -> str:
         f"{recipe.name} · method {recipe.method} · {amount(recipe.iterations, 'iterations')} · "
         f"seed {recipe.seed} · {recipe.policy.model}"
     )
+
+
+def who(recipe: Recipe, stages: Sequence[Stage]) -> list[str]:
+    """Who does the work, in a line; nothing where this process does it all."""
+    e, said = recipe.executor, []
+    if isinstance(e, RayExecutor):
+        many = amount(e.workers, "workers")
+        if e.max_workers is not None and e.max_workers > e.workers:
+            many = f"{e.workers} to {amount(e.max_workers, 'workers')}"
+        each = [amount(e.cpus, "CPUs")] + ([] if e.gpus is None else [f"{e.gpus:g} of a GPU"])
+        n = sum(s.spread == "workers" for s in stages)
+        where = "on a Ray cluster" + (f" ({e.address})" if e.address else "")
+        said.append(f"{amount(n, 'stages')} by {many} with {' and '.join(each)} each, {where}")
+    if e.ranks > 1:
+        said.append(f"trainings in {amount(e.ranks, 'processes')}")
+    return [f"Done by: {'; '.join(said)}; the rest in this process."] if said else []
 
 
 def _cost(recipe: Recipe, stages: list[Stage]) -> list[str]:

@@ -30,6 +30,8 @@ _INSTANT = 0.05
 """Seconds under which a step forward was no work, but a shard found on disk."""
 _PAUSE = 15.0
 """Least seconds between two plain progress lines."""
+_NAMES = 3
+"""Damaged files that are named."""
 
 
 class Track:
@@ -124,6 +126,13 @@ def _speed(track: Track, unit: str) -> str:
     return f"{rate:.3g} {unit}/s" if rate < 1000 else f"{rate:,.0f} {unit}/s"
 
 
+def mending(stage: Stage, names: Sequence[str]) -> str:
+    """One line on a finished stage that is not what it was."""
+    more = f" and {len(names) - _NAMES} more" if len(names) > _NAMES else ""
+    said = ", ".join(names[:_NAMES]) + more
+    return f"{stage.name}: mended, as this is damaged, missing or made anew: {said}"
+
+
 def _left(seconds: float | None) -> str:
     return "" if seconds is None or seconds < 1 else f"{duration(seconds)} left"
 
@@ -186,6 +195,16 @@ class PlainProgress:
     def skips(self, stage: Stage, reused: bool) -> None:
         """A stage was done before."""
         self._track.skip(stage, reused)
+
+    def mends(self, stage: Stage, names: Sequence[str]) -> None:
+        """A finished stage is not what it was."""
+        self.notes(mending(stage, names))
+
+    def notes(self, line: str) -> None:
+        """Something happened that people should know of."""
+        self._flush()
+        self._out.print(safe(line), soft_wrap=True)
+        self._out.file.flush()
 
     def _say(self, text: str) -> None:
         track = self._track
@@ -256,6 +275,15 @@ class LiveProgress:
     def skips(self, stage: Stage, reused: bool) -> None:
         """A stage was done before."""
         self._track.skip(stage, reused)
+
+    def mends(self, stage: Stage, names: Sequence[str]) -> None:
+        """A finished stage is not what it was."""
+        self.notes(mending(stage, names))
+
+    def notes(self, line: str) -> None:
+        """Something happened that people should know of."""
+        self._flush()
+        self._out.print(Text(safe(line), "yellow"))
 
     def _flush(self) -> None:
         if line := self._track.said_taken_over():

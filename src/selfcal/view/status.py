@@ -13,6 +13,7 @@ from rich.text import Text
 from selfcal.errors import StoreError
 from selfcal.lock import lock_holder
 from selfcal.pipeline import Planned, locate, open_run
+from selfcal.remote import shown
 from selfcal.store import MARKER, PARTIAL, StageDir, read_json
 from selfcal.view.plan import title
 from selfcal.view.text import amount, duration, heading, key_figures, safe, table
@@ -28,7 +29,7 @@ def show_status(out: Console, run: Path) -> None:
     planned = locate(recipe, run)
     holder = safe(lock_holder(run))
     out.print(heading(title(recipe)))
-    out.print(f"run      {safe(str(run))}", soft_wrap=True)
+    out.print(f"run      {safe(shown(run))}", soft_wrap=True)
     out.print(f"process  {holder or 'none works on it'}", soft_wrap=True)
     out.print()
     rows = table("", "stage", "time", "figures", right=["time"])
@@ -91,4 +92,4 @@ def _next(run: Path, planned: Sequence[Planned], held: bool) -> str:
 
 def command(*words: object) -> str:
     """A command of selfcal, quoted for the shell."""
-    return shlex.join(["selfcal", *map(str, words)])
+    return shlex.join(["selfcal", *map(shown, words)])

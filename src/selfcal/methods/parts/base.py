@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import groupby
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 from selfcal.errors import StoreError
 from selfcal.rationale import FORMATS, RapFormat
-from selfcal.recipe import Dpo, Endpoint, Grpo, Recipe, Settings, Training
+from selfcal.recipe import Endpoint, Local, Recipe, RecipeError, Settings, Training
 from selfcal.stage import Work, count_drops
-from selfcal.store import JSON
+from selfcal.store import JSON, StageDir, read_column
 from selfcal.types import Candidate, Drop, Judgment, Sample
 
 if TYPE_CHECKING:
@@ -85,9 +85,36 @@ def formed(recipe: Recipe) -> dict[str, Any]:
 
 def outcome_of(training: Training) -> dict[str, Any]:
     """Of a training's settings, those that its outcome depends on."""
-    # GRPO samples a micro batch at a time; TRL's SFT term of DPO is a mean over one
-    by_micro = isinstance(training, Grpo) or (isinstance(training, Dpo) and training.sft_weight > 0)
-    return training.model_dump(exclude=_SPEED - ({"micro_batch_size"} if by_micro else set()))
+    own = {"micro_batch_size"} if training.by_micro else set()
+    return training.model_dump(exclude=_SPEED - own)
+
+
+def spread(recipe: Recipe, place: str, training: Training) -> Literal["here", "ranks"]:
+    """Who does a training: one process, or as many as the recipe wants together.
+
+    Raises:
+        RecipeError: its batches cannot be parted among them without changing what is learned.
+    """
+    ranks = recipe.executor.ranks
+    if training.fsdp and ranks == 1:
+        raise RecipeError(
+            f"recipe {recipe.name}: {place}.fsdp: spreads weights over several processes, and "
+            "executor.ranks is 1; set that to the number of GPUs, or leave fsdp out"
+        )
+    if ranks == 1:  # deepspeed wants to be launched even so
+        return "ranks" if training.deepspeed else "here"
+    try:
+        together = training.micro_for(ranks)
+    except ValueError as error:
+        raise RecipeError(f"recipe {recipe.name}: {place}.{error}") from error
+    if training.by_micro and together != training.micro_for():
+        raise RecipeError(
+            f"recipe {recipe.name}: {place}.micro_batch_size: what is learned depends on it (the "
+            f"SFT term is a mean over one forward pass), and of {training.micro_for()} samples a "
+            f"pass {ranks} processes could not make a batch of {training.batch_size}; set it to "
+            f"{together}"
+        )
+    return "ranks"
 
 
 def rule_of(recipe: Recipe) -> dict[str, Any]:
@@ -120,36 +147,70 @@ def by_sample(found: Sequence[Candidate]) -> dict[str, list[Candidate]]:
 
 
 class BySample(Generic[R]):
-    """Records sample by sample, read once from the first to the last one.
+    """Records sample by sample, in any order, with one shard of them in memory.
 
-    So that not all records of a run are in memory at once.
+    Where a sample's are is found by reading the ids alone.
     """
 
-    def __init__(self, order: Iterable[str], records: Iterable[R]) -> None:
-        """`order` has the ids of all samples in the records' order; some may have no record."""
-        self._place = {sample_id: i for i, sample_id in enumerate(order)}
-        self._groups: Iterator[tuple[str, Iterator[R]]] = groupby(
-            records, key=lambda r: r.sample_id
-        )
-        self._next: tuple[str, Iterator[R]] | None = next(self._groups, None)
-
-    def of(self, sample_id: str) -> list[R]:
-        """A sample's, which comes after that of the last call; those in between are passed over.
+    def __init__(
+        self, folder: StageDir, name: str, kind: type[R], known: Container[str] | None = None
+    ) -> None:
+        """The records called `name` of a stage; `known` has the ids that they may have; None: any.
 
         Raises:
-            StoreError: there are records of a sample that `order` does not have.
+            StoreError: there are records of another sample, or none can be read.
         """
-        while self._next is not None and self._at(self._next[0]) <= self._place[sample_id]:
-            found, records = self._next[0], list(self._next[1])
-            self._next = next(self._groups, None)
-            if found == sample_id:
-                return records
-        return []
+        self._read: Callable[[int], list[R]] = lambda i: folder.read_shard(name, i, kind)
+        self._at: dict[str, list[int]] = {}
+        self._last: tuple[int, dict[str, list[R]]] = (-1, {})
+        for i in range(folder.count(name)):
+            for sample_id in dict.fromkeys(read_column(folder.shard(name, i), kind, "sample_id")):
+                if known is not None and sample_id not in known:
+                    raise StoreError(
+                        f"{folder.path}: sample {sample_id!r} has {name}, but the run has no such "
+                        "sample"
+                    )
+                self._at.setdefault(sample_id, []).append(i)
 
-    def _at(self, sample_id: str) -> int:
-        if sample_id not in self._place:
-            raise StoreError(f"sample {sample_id!r} has records, but the run has no such sample")
-        return self._place[sample_id]
+    def __iter__(self) -> Iterator[str]:
+        """The ids of all samples that have records, in the records' order."""
+        return iter(self._at)
+
+    def __contains__(self, sample_id: object) -> bool:
+        """Whether a sample has any."""
+        return sample_id in self._at
+
+    def of(self, sample_id: str) -> list[R]:
+        """A sample's records, in their order."""
+        return [r for i in self._at.get(sample_id, ()) for r in self._shard(i).get(sample_id, ())]
+
+    def _shard(self, i: int) -> dict[str, list[R]]:
+        if self._last[0] != i:
+            found: dict[str, list[R]] = {}
+            for record in self._read(i):
+                found.setdefault(record.sample_id, []).append(record)
+            self._last = (i, found)
+        return self._last[1]
+
+
+def by_workers(loads: bool, *asked: object) -> Literal["here", "workers"]:
+    """Who may do the shards of a stage: workers if these need a model in their process.
+
+    Servers are asked by this process alone: it asks many questions at once as it is, and keeps the
+    ledger of what is spent.
+
+    Args:
+        loads: whether the stage loads a model itself.
+        asked: settings of who else is asked.
+    """
+    if any(isinstance(who, Endpoint) for who in asked):
+        return "here"
+    return "workers" if loads or any(isinstance(who, Local) for who in asked) else "here"
+
+
+def searches(recipe: Recipe) -> bool:
+    """Whether responses come from a policy in the process; if not, a server gives them."""
+    return recipe.policy.server is None
 
 
 def chat_client(settings: Endpoint, work: Work | None = None, name: str = "") -> ChatClient:
@@ -204,11 +265,20 @@ def training_run(recipe: Recipe, work: Work) -> Run:
     """Where and how a training of this stage runs."""
     from selfcal.tracking import Tracked
     from selfcal.train import Run
+    from selfcal.train.checkpoints import DIGESTS
 
     p, kind = recipe.policy, recipe.tracking
-    tracked = None if kind == "none" else Tracked(kind, work.run, recipe)
+    ranks = recipe.executor.ranks if work.stage.spread == "ranks" else 1
+    first = ranks == 1 or os.environ.get("RANK", "0") == "0"  # of those that train together
+    tracked = Tracked(kind, work.run, recipe) if kind != "none" and first else None
+
+    def saved(checkpoint: Path) -> None:
+        files = sorted(p for p in checkpoint.rglob("*") if p.is_file())
+        # its digests last: they say that the others are there
+        work.saved(sorted(files, key=lambda p: p.name == DIGESTS))
+
     return Run(
-        work.out, work.integer_seed(), p.device, p.dtype, work.progress, p.attention,
+        work.out, work.integer_seed(), p.device, p.dtype, work.progress, saved, ranks, p.attention,
         p.chat_template, p.trust_remote_code, tracked,
     )  # fmt: skip
 
@@ -216,7 +286,9 @@ def training_run(recipe: Recipe, work: Work) -> Run:
 def training_stats(work: Work, trained: Trained) -> Mapping[str, JSON]:
     """What a training did, for the manifest; its drops are written."""
     work.write("drops", trained.drops, Drop)
+    lowered = {"micro_batch_size": trained.lowered} if trained.lowered else {}
     return {
+        **lowered,
         "steps": trained.steps,
         "rows": trained.rows,
         "drops": count_drops(trained.drops),

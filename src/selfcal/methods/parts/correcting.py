@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from selfcal.methods.parts.base import by_sample, spent
+from selfcal.methods.parts.base import by_sample, by_workers, spent
 from selfcal.methods.parts.facts import insist_on_facts, told
 from selfcal.methods.parts.judges import (
     judging,
@@ -18,7 +18,7 @@ from selfcal.methods.parts.judges import (
     learned_figures,
 )
 from selfcal.recipe import Recipe
-from selfcal.stage import Shards, Stage, Work, count_drops
+from selfcal.stage import Shards, Stage, Work
 from selfcal.store import JSON, StageDir
 from selfcal.types import Candidate, Drop, Judgment, LabelledPair, Sample
 
@@ -66,7 +66,7 @@ def fresh_calibration(recipe: Recipe, t: int) -> list[Stage]:
 
         work.map(samples[: settings.calibration_samples], _SHARD, label)
         pairs = work.folder.read("labelled", LabelledPair)
-        drops = count_drops(work.folder.read("drops", Drop))
+        drops = work.drop_counts()
         figures = learned_figures(who.load(work), work.shown(pairs))
         return {"labelled": len(pairs), "drops": drops, **figures, **spent(work)}
 
@@ -77,5 +77,6 @@ def fresh_calibration(recipe: Recipe, t: int) -> list[Stage]:
         Stage(
             f"iter-{t}/calibration", (told(recipe), searched, *who.inputs), depends, run,
             settings.calibration_samples, "samples", "calibration of the verdicts",
+            by_workers(False, settings.labels),
         )
     ]  # fmt: skip

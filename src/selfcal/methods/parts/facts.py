@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from selfcal.errors import SelfcalError
-from selfcal.methods.parts.base import spent, trained_on
+from selfcal.methods.parts.base import by_workers, spent, trained_on
 from selfcal.methods.parts.writing import requests, teacher_of, teacher_settings
 from selfcal.recipe import Recipe
 from selfcal.stage import Shards, Stage, Work, count_drops
@@ -83,7 +83,8 @@ def facts(recipe: Recipe) -> list[Stage]:
     depends = teacher_settings(recipe, "facts") | {"rft": n}
     size = n + recipe.data.calibration
     about = "the teacher writes down what is to be seen"
-    return [Stage("facts", ("data",), depends, run, size, "samples", about)]
+    may = by_workers(False, recipe.teacher)
+    return [Stage("facts", ("data",), depends, run, size, "samples", about, may)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,12 +12,15 @@ from selfcal.methods.parts.asked import asked, at_once, prompts_of, said_by
 from selfcal.methods.parts.base import (
     REACHING,
     by_sample,
+    by_workers,
     chat_client,
     form_of,
     given,
     outcome_of,
     reads,
+    searches,
     spent,
+    spread,
     start_of,
     trained_on,
     training_run,
@@ -48,6 +51,11 @@ class Judging:
     load: Callable[[Work], Judge]
     served: bool = False
     """Whether it is a model behind a server, which says how it was read."""
+
+    @property
+    def loads(self) -> bool:
+        """Whether it is a model in the process that asks it."""
+        return bool(self.inputs)
 
 
 def judging(recipe: Recipe) -> Judging:
@@ -209,12 +217,12 @@ def candidates_of_training(recipe: Recipe) -> Stage:
         )
 
     def run(work: Work) -> Mapping[str, JSON]:
-        return search_samples(recipe, work, start, work.samples("data", "rft")[:n])
+        return search_samples(recipe, work, start, work.samples("data", "rft", n))
 
     depends = search_settings(recipe) | given(recipe, start) | {"samples": n}
     return Stage(
         "judge/candidates", ("data", *reads(start)), depends, run,
-        n, "samples", "candidates of training samples",
+        n, "samples", "candidates of training samples", by_workers(searches(recipe)),
     )  # fmt: skip
 
 
@@ -239,7 +247,7 @@ def _labels(recipe: Recipe) -> Stage:
         balanced = balance(train, work.rng_key())
         work.write("train", balanced, LabelledPair)
         work.write("heldout", test, LabelledPair)
-        drops = count_drops(work.folder.read("drops", Drop))
+        drops = work.drop_counts()
         return {"train": len(balanced), "heldout": len(test), "drops": drops, **spent(work)}
 
     depends = {k: getattr(settings, k) for k in ("pairs_per_sample", "holdout")}
@@ -247,6 +255,7 @@ def _labels(recipe: Recipe) -> Stage:
     return Stage(
         "judge/labels", (told(recipe), "judge/candidates"), depends, run,
         trained_on(recipe), "samples", "label-giving judgments",
+        by_workers(False, settings.labels),
     )  # fmt: skip
 
 
@@ -293,6 +302,7 @@ def _training(recipe: Recipe) -> Stage:
         "judge/train", ("judge/labels",),
         base_of(recipe) | {"prompt": settings.prompt, "train": outcome_of(settings.train)},
         run, settings.train.steps_for(rows), "steps", "R-Scorer training",
+        spread(recipe, "judge.train", settings.train),
     )  # fmt: skip
 
 

@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from selfcal.methods.parts.base import (
     by_sample,
+    by_workers,
     outcome_of,
     spent,
+    spread,
     trained_on,
     training_run,
     training_stats,
@@ -21,7 +23,7 @@ from selfcal.methods.parts.base import (
 from selfcal.methods.parts.facts import insist_on_facts, told
 from selfcal.methods.parts.judges import base_of, label_giver, label_settings
 from selfcal.recipe import Recipe
-from selfcal.stage import Shards, Stage, Work, count_drops
+from selfcal.stage import Shards, Stage, Work
 from selfcal.store import JSON
 from selfcal.types import Candidate, Drop, GradedResponse, RankedResponses, Sample
 
@@ -71,13 +73,13 @@ def labels(
         train, test = held_out(work.folder.read("labelled", kind), settings.holdout)
         work.write("train", train, kind)
         work.write("heldout", test, kind)
-        drops = count_drops(work.folder.read("drops", Drop))
+        drops = work.drop_counts()
         return {"train": len(train), "heldout": len(test), "drops": drops, **spent(work)}
 
     given = {**depends, "holdout": settings.holdout, **label_settings(recipe, *prompts)}
     return Stage(
         f"judge/{name}", (source, "judge/candidates"), given, run, trained_on(recipe), "samples",
-        f"label-giving judgments: {name}",
+        f"label-giving judgments: {name}", by_workers(False, settings.labels),
     )  # fmt: skip
 
 
@@ -100,7 +102,7 @@ def training(
     given = {**depends, **base_of(recipe), "train": outcome_of(j.train)}
     return Stage(
         f"judge/{name}", (f"judge/{source}",), given, run, j.train.steps_for(rows), "steps",
-        f"training of the {name}",
+        f"training of the {name}", spread(recipe, "judge.train", j.train),
     )  # fmt: skip
 
 

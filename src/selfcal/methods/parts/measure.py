@@ -6,9 +6,10 @@ import math
 from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
+from functools import cache
 from typing import Any
 
-from selfcal.methods.parts.base import form_of, formed, given, reads
+from selfcal.methods.parts.base import by_workers, form_of, formed, given, reads, searches
 from selfcal.methods.parts.marks import mark_split, marker_settings
 from selfcal.methods.parts.serving import backend_of, engine_for, greedily
 from selfcal.recipe import Recipe
@@ -45,7 +46,7 @@ def evaluate(recipe: Recipe, checkpoint: str, trained: str | None = None) -> Sta
         form = form_of(recipe)
 
         def answer(left: Iterator[tuple[str, Sample]]) -> Iterator[Mapping[str, list[Response]]]:
-            engine = opened.enter_context(engine_for(recipe, work, trained, use))
+            own = engine()
             asked: deque[tuple[str, Sample]] = deque()  # filled by the engine's reading thread
 
             def feed() -> Iterator[Sample]:
@@ -53,15 +54,16 @@ def evaluate(recipe: Recipe, checkpoint: str, trained: str | None = None) -> Sta
                     asked.append((split, sample))
                     yield sample
 
-            for text, ended in respond_ended(None, feed(), settings.max_new_tokens, engine=engine):
+            for text, ended in respond_ended(None, feed(), settings.max_new_tokens, engine=own):
                 split, sample = asked.popleft()
                 if verified:
                     yield {split: [grade(sample, text, form)]}
                 else:
                     yield {split: [grade_answer(sample, text, form, cut=not ended)]}
 
-        items = [(name, s) for name in names for s in work.samples("data", name)[: most.get(name)]]
+        items = [(name, s) for name in names for s in work.samples("data", name, most.get(name))]
         use = greedily(recipe, settings.batch_size, [s for _, s in items])
+        engine = cache(lambda: opened.enter_context(engine_for(recipe, work, trained, use)))
         with ExitStack() as opened:  # by the first sample that is left, if there is one
             work.stream(items, _SHARD, dict.fromkeys(names, Response), answer)
         results: list[Result] = []
@@ -84,4 +86,7 @@ def evaluate(recipe: Recipe, checkpoint: str, trained: str | None = None) -> Sta
     depends |= {"dtype": recipe.policy.dtype, "verified": verified}
     depends |= given(recipe, trained) | formed(recipe) | backend_of(recipe)
     depends |= marker_settings(recipe) | ({"followed": followed} if followed else {})
-    return Stage(f"eval/{checkpoint}", inputs, depends, run, n, "samples", f"measure {checkpoint}")
+    return Stage(
+        f"eval/{checkpoint}", inputs, depends, run, n, "samples", f"measure {checkpoint}",
+        by_workers(searches(recipe)),
+    )  # fmt: skip

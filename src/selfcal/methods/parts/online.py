@@ -22,6 +22,7 @@ from selfcal.methods.parts.base import (
     given,
     outcome_of,
     reads,
+    spread,
     training_run,
     training_stats,
     weights,
@@ -157,6 +158,13 @@ def online_tuning(recipe: Recipe, t: int, start: str | None, method: Online) -> 
             "learned": dict(grading.figures),
         }
 
+    if recipe.executor.ranks > 1:
+        raise RecipeError(
+            f"recipe {recipe.name}: executor.ranks: method {recipe.method!r} trains in one process "
+            "(GRPO): its rewards weigh a whole batch at once, and each process would sample "
+            "responses by random numbers of its own, so that what is learned hung on how many "
+            "there are; set it to 1"
+        )
     n = calibration_size(recipe)
     depends = {
         "method": recipe.method,
@@ -171,7 +179,10 @@ def online_tuning(recipe: Recipe, t: int, start: str | None, method: Online) -> 
     }
     steps = recipe.grpo.steps_for(n * recipe.grpo.group * recipe.grpo.updates)
     inputs = (method.source, *reads(start), *method.inputs)
-    return Stage(f"iter-{t}/grpo", inputs, depends, run, steps, "steps", "GRPO on own responses")
+    return Stage(
+        f"iter-{t}/grpo", inputs, depends, run, steps, "steps", "GRPO on own responses",
+        spread(recipe, "grpo", recipe.grpo),
+    )  # fmt: skip
 
 
 def refuse_unread(recipe: Recipe, compares: bool = False) -> None:

@@ -7,7 +7,7 @@ from itertools import groupby
 
 from selfcal.methods.parts.base import calibration_size
 from selfcal.recipe import Recipe
-from selfcal.stage import Stage, Work, count_drops
+from selfcal.stage import Stage, Work
 from selfcal.store import JSON
 from selfcal.types import Candidate, Drop, PreferencePair, Sample
 
@@ -39,17 +39,18 @@ def pairs_by(recipe: Recipe, t: int, decide: Decide, about: str, settings: objec
 
 def write_pairs(work: Work, outcomes: Iterable[PreferencePair | Drop]) -> Mapping[str, JSON]:
     """Write pairs and drops; gives their figures."""
-    made: list[PreferencePair] = []
-    drops: list[Drop] = []
+    made, drops = work.writer("pairs", PreferencePair), work.writer("drops", Drop)
+    count, margin = 0, 0.0
     for outcome in outcomes:
         if isinstance(outcome, Drop):
-            drops.append(outcome)
+            drops.add(outcome)
         else:
-            made.append(outcome)
-    work.write("pairs", made, PreferencePair)
-    work.write("drops", drops, Drop)
-    margin = sum(p.margin for p in made) / max(1, len(made))
-    return {"pairs": len(made), "drops": count_drops(drops), "mean_margin": round(margin, 4)}
+            made.add(outcome)
+            count, margin = count + 1, margin + outcome.margin
+    made.end()
+    drops.end()
+    mean = round(margin / max(1, count), 4)
+    return {"pairs": count, "drops": work.drop_counts(), "mean_margin": mean}
 
 
 def pair(

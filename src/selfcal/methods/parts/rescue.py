@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING
 
-from selfcal.methods.parts.base import calibration_size, form_of, reads, rule_of, spent
+from selfcal.methods.parts.base import by_workers, calibration_size, form_of, reads, rule_of, spent
 from selfcal.methods.parts.correcting import Correct, calibration_stage, correction
 from selfcal.methods.parts.facts import insist_on_facts, told
 from selfcal.methods.parts.judges import Judging, judging
@@ -22,7 +22,7 @@ from selfcal.methods.parts.scoring import curate_sample, judgments, pairs
 from selfcal.methods.parts.search import candidates
 from selfcal.methods.parts.writing import requests, teacher_of, teacher_settings
 from selfcal.recipe import Recipe, RecipeError
-from selfcal.stage import Shards, Stage, Work, count_drops
+from selfcal.stage import Shards, Stage, Work
 from selfcal.store import JSON
 from selfcal.types import Candidate, Drop, Judgment, PreferencePair, Sample, WrittenRap
 
@@ -96,9 +96,9 @@ def _taught(recipe: Recipe, t: int, judge: Judging) -> Stage:
 
         work.map(samples, _SHARD, rescue)
         return {
-            "pairs": len(work.folder.read("pairs", PreferencePair)),
-            "drops": count_drops(work.folder.read("drops", Drop)),
-            "judgments": len(work.folder.read("judgments", Judgment)),
+            "pairs": work.written("pairs", PreferencePair),
+            "drops": work.drop_counts(),
+            "judgments": work.written("judgments", Judgment),
             **spent(work),
         }
 
@@ -109,6 +109,7 @@ def _taught(recipe: Recipe, t: int, judge: Judging) -> Stage:
         f"iter-{t}/taught/pairs", (told(recipe), source, searched, *judge.inputs, *reads(fitted)),
         depends, run,
         calibration_size(recipe), "samples", "the teacher's RAP where no candidate stands out",
+        "here" if judge.served else by_workers(judge.loads, recipe.teacher),
     )  # fmt: skip
 
 

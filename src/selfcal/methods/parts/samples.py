@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +18,6 @@ from selfcal.types import Drop, Sample
 if TYPE_CHECKING:
     from selfcal.data import Checker, Kept, Rules
 
-_SHARD = 10_000
-"""Drops in memory at once."""
 _TRAIN, _HELD_OUT = ("rft", "calibration"), ("dev", "test")
 
 
@@ -27,16 +26,21 @@ def data(recipe: Recipe) -> Stage:
     sizes = {s: n for s in SPLITS if (n := getattr(recipe.data, s))}
 
     def run(work: Work) -> Mapping[str, JSON]:
-        drops = _Drops(work)
+        drops = work.writer("drops", Drop)
         stats: dict[str, JSON] = {}
         if recipe.data.sources:
             drawn = _from_sources(recipe, work, sizes, drops.add, stats)
         else:
             drawn = _from_folder(recipe, work, sizes, drops.add, stats)
+        inside = _inside(work.run)
         for split, samples in drawn.items():
-            work.write(split, [_inside(work.run, s) for s in samples], Sample)
+            out = work.writer(split, Sample)
+            for sample in samples:
+                out.add(inside(sample))
+            out.end()
+        drops.end()
         counts: dict[str, JSON] = {split: len(samples) for split, samples in drawn.items()}
-        return {"samples": counts, **stats, "drops": drops.end()}
+        return {"samples": counts, **stats, "drops": work.drop_counts()}
 
     return Stage(
         "data", (), _settings(recipe), run, sum(sizes.values()), "samples", "read the samples"
@@ -105,7 +109,7 @@ def _draw(
     """The samples of a split, drawn while its file streams by."""
     from selfcal.data import Draw, Kept, insist, open_data, order, read, save_embedded
 
-    file = open_data(path)
+    file = open_data(path, Path(root) if (root := recipe.data.images) is not None else None)
     if split != "calibration":  # the others are trained on, or held against, answers
         file = replace(file, answered=True)
     draw = Draw[Kept](getattr(recipe.data, split), recipe.data.mix)
@@ -135,45 +139,23 @@ def _rules(recipe: Recipe) -> Rules:
     return Rules(recipe.data.min_side, recipe.data.max_pixels, recipe.data.max_images)
 
 
-class _Drops:
-    """Drops, written shard by shard, so that a file of bad rows does not fill the memory."""
-
-    def __init__(self, work: Work) -> None:
-        self._work, self._rows, self._shard = work, list[Drop](), 0
-        self._counts: Counter[str] = Counter()
-        for left in work.out.glob("drops-*.parquet"):  # of a run that was killed
-            left.unlink()
-
-    def add(self, drop: Drop) -> None:
-        self._rows.append(drop)
-        if len(self._rows) == _SHARD:
-            self._write()
-
-    def end(self) -> dict[str, JSON]:
-        """Write the last shard; counts by reason."""
-        if self._rows or not self._shard:
-            self._write()
-        return dict(sorted(self._counts.items()))
-
-    def _write(self) -> None:
-        self._work.folder.write_shard("drops", self._shard, self._rows, Drop)
-        self._counts.update(drop.reason for drop in self._rows)
-        self._rows, self._shard = [], self._shard + 1
-
-
 def _doubtful(samples: list[Sample], work: Work, share: float) -> list[Sample]:
     from selfcal.miniworld.uncertain import spoil
 
     return spoil(samples, work.out / "images" / "uncertain", share, work.rng_key())
 
 
-def _inside(run: Path, sample: Sample) -> Sample:
-    """A sample whose images are named relative to the run where they lie inside it."""
-    images = [_within(run, image) for image in sample.images]
-    return replace(sample, image=images[0], more_images=tuple(images[1:]))
+def _inside(run: Path) -> Callable[[Sample], Sample]:
+    """Names images relative to the run where they lie inside, so that the run can be moved."""
+    root = f"{run.resolve()}{os.sep}"
+    folder_of = cache(os.path.realpath)  # they share a few
 
+    def within(image: str) -> str:
+        folder, name = os.path.split(image)
+        path = os.path.join(folder_of(folder), name)
+        path = os.path.realpath(path) if os.path.islink(path) else path
+        return Path(path[len(root) :]).as_posix() if path.startswith(root) else path
 
-def _within(run: Path, image: str) -> str:
-    """An image's path relative to the run where it lies inside, so that the run can be moved."""
-    path, root = Path(image).resolve(), run.resolve()
-    return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
+    return lambda s: replace(
+        s, image=within(s.image), more_images=tuple(within(i) for i in s.more_images)
+    )

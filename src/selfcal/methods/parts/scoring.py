@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
-from itertools import groupby
 from typing import TYPE_CHECKING
 
 from selfcal.curate import AGGREGATORS, Aggregator, Scores, curate, merge_orders
-from selfcal.methods.parts.base import BySample, calibration_size, reads, rule_of
+from selfcal.methods.parts.base import BySample, by_workers, calibration_size, reads, rule_of
 from selfcal.methods.parts.correcting import calibration_stage, correction
 from selfcal.methods.parts.facts import insist_on_facts, told
 from selfcal.methods.parts.judges import Judging, judging, reading_figures, readings_of
@@ -39,11 +38,11 @@ def judgments(recipe: Recipe, t: int, judge: Judging | None = None, place: str =
     searched = f"{place}/candidates"
 
     def run(work: Work) -> Mapping[str, JSON]:
-        ids = {c.sample_id for c in work.records(searched, "candidates", Candidate)}
         every = work.samples(told(recipe), "calibration")
         insist_on_facts(recipe, work.stage.name, every)
-        samples = [s for s in every if s.id in ids]
-        found = BySample((s.id for s in samples), work.records(searched, "candidates", Candidate))
+        known = {s.id for s in every}
+        found = BySample(work.inputs[searched], "candidates", Candidate, known)
+        samples = [s for s in every if s.id in found]
         loaded = cache(lambda: who.load(work))
 
         def score(part: Sequence[Sample]) -> Shards:
@@ -63,6 +62,7 @@ def judgments(recipe: Recipe, t: int, judge: Judging | None = None, place: str =
     return Stage(
         f"{place}/judgments", (told(recipe), searched, *who.inputs), depends, run,
         calibration_size(recipe), "samples", "pairwise scoring",
+        "here" if who.served else by_workers(who.loads),
     )  # fmt: skip
 
 
@@ -89,14 +89,11 @@ def schedule(recipe: Recipe) -> Schedule:
 
 
 def _judgment_figures(work: Work, searched: str) -> dict[str, JSON]:
-    asked = unscored = 0
-    for g in work.folder.records("judgments", Judgment):
-        asked += 1
-        unscored += g.verdict is None
-    sizes = Counter(c.sample_id for c in work.records(searched, "candidates", Candidate))
-    every = sum(n * (n - 1) for n in sizes.values())
+    verdicts = Counter(work.folder.column("judgments", Judgment, "verdict"))
+    sizes = Counter(work.column(searched, "candidates", Candidate, "sample_id"))
+    asked, every = verdicts.total(), sum(n * (n - 1) for n in sizes.values())
     share = round(asked / max(1, every), 4)
-    return {"judgments": asked, "unscored": unscored, "share_of_all": share}
+    return {"judgments": asked, "unscored": verdicts[None], "share_of_all": share}
 
 
 def curate_sample(
@@ -142,15 +139,14 @@ def pairs(recipe: Recipe, t: int, place: str = "") -> Stage:
 
     def run(work: Work) -> Mapping[str, JSON]:
         correct = correction(work.inputs, fitted)
-        ids = (c.sample_id for c in work.records(searched, "candidates", Candidate))
-        asked = BySample(dict.fromkeys(ids), work.records(judged, "judgments", Judgment))
+        found = BySample(work.inputs[searched], "candidates", Candidate)
+        asked = BySample(work.inputs[judged], "judgments", Judgment, found)
         sure = {s.id: s.confidence for s in work.read("data", "calibration", Sample)}
-        found = groupby(work.records(searched, "candidates", Candidate), key=lambda c: c.sample_id)
         return write_pairs(
             work,
             (
-                curate_sample(recipe, list(own), correct(asked.of(name)), sure[name])
-                for name, own in found
+                curate_sample(recipe, found.of(name), correct(asked.of(name)), sure[name])
+                for name in found
             ),
         )
 

@@ -6,9 +6,11 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from selfcal.methods.parts.base import (
+    by_workers,
     calibration_samples,
     calibration_size,
     form_of,
@@ -16,21 +18,23 @@ from selfcal.methods.parts.base import (
     given,
     part_of,
     reads,
+    searches,
 )
-from selfcal.methods.parts.budget import Budget, dropped, share
+from selfcal.methods.parts.budget import Budget, before_each, share
 from selfcal.methods.parts.serving import Use, backend_of, engine_for, most_images
 from selfcal.recipe import Recipe
-from selfcal.stage import Stage, Work, count_drops
+from selfcal.stage import Stage, Work
 from selfcal.store import JSON
 from selfcal.types import Candidate, Drop, Sample, SearchNode
 
 if TYPE_CHECKING:
+    from selfcal.reward import Relevance
     from selfcal.search import Engine, Guide, SearchLimits
     from selfcal.search.served import ServedEngine
 
 _SHARD = 64
 ENGINE = "engine"
-"""Figure with the engine's own account; of the last process alone, if the stage was resumed."""
+"""Figure with the engine's own account: what it did in this process, in which the stage ended."""
 _SPEED = {"batch_rows", "cache_gib", "prompt_tokens"}
 """Settings that change speed and memory, not the outcome."""
 
@@ -74,6 +78,7 @@ def candidates(
     return Stage(
         f"{place}/candidates", inputs, depends, run,
         n, "samples", "sentence-level beam search",
+        by_workers(searches(recipe) and recipe.budget is None),
     )  # fmt: skip
 
 
@@ -104,25 +109,27 @@ def search_samples(
 
     limits = search_limits(recipe)
     use = use_of(recipe, limits, samples)
-    engines: list[Engine | ServedEngine] = []
+    engine = cache(lambda: opened.enter_context(engine_for(recipe, work, start, use)))
+    clip = cache(lambda: _clip(recipe))
 
     def find(left: Iterator[Sample]) -> Iterator[Mapping[str, Sequence[Any]]]:
-        engines.append(opened.enter_context(engine_for(recipe, work, start, use)))
-        spending = Budget(budget, _spent(work))
-        guide = _guide(recipe) if guided else None
+        own = engine()
+        spending = Budget(budget, None if budget is None else before_each(samples, _saved(work)))
+        guide = _guide(recipe, clip()) if guided else None
         feed = spending.feed(left)
-        for found in search(None, feed, limits, work.rng_key(), engine=engines[0], guide=guide):
+        for found in search(None, feed, limits, work.rng_key(), engine=own, guide=guide):
             _, drop = spending.settle(sum(n.tokens for n in found.nodes))
             if drop:
                 yield {"drops": [drop]}
             else:
                 yield {"nodes": found.nodes, "drops": found.drops, "candidates": found.candidates}
-        yield from ({"drops": [dropped(sample, "candidates")]} for sample in left)
+        yield from ({"drops": [drop]} for drop in spending.rest(left))
 
     kinds = {"nodes": SearchNode, "drops": Drop, "candidates": Candidate}
     with ExitStack() as opened:  # by the first sample that is left, if there is one
         work.stream(samples, _SHARD, kinds, find)
-    return _figures(work, len(samples)) | {ENGINE: _account(engines[0]) if engines else None}
+    did = _account(engine()) if engine.cache_info().currsize else None
+    return _figures(work, len(samples)) | {ENGINE: did}
 
 
 def search_limits(recipe: Recipe) -> SearchLimits:
@@ -138,18 +145,31 @@ def search_limits(recipe: Recipe) -> SearchLimits:
     )  # fmt: skip
 
 
-def _guide(recipe: Recipe) -> Guide:
-    from selfcal.reward import CalibratedReward, Relevance
+def _clip(recipe: Recipe) -> Relevance:
+    from selfcal.reward import Relevance
 
-    r, p = recipe.reward, recipe.policy
-    return CalibratedReward(Relevance(r.model, p.dtype, p.device), r.weight, r.normalize)
+    return Relevance(recipe.reward.model, recipe.policy.dtype, recipe.policy.device)
+
+
+def _guide(recipe: Recipe, clip: Relevance) -> Guide:
+    from selfcal.reward import CalibratedReward
+
+    clip.forget()  # what it knows is left out of its batches, and so moves the last digits
+    return CalibratedReward(clip, recipe.reward.weight, recipe.reward.normalize)
+
+
+def _saved(work: Work) -> Counter[str]:
+    """Tokens of the shards that an earlier process wrote, by sample."""
+    saved = Counter[str]()
+    for i in work.folder.numbers("nodes"):
+        for node in work.folder.read_shard("nodes", i, SearchNode):
+            saved[node.sample_id] += node.tokens
+    return saved
 
 
 def _spent(work: Work) -> int:
-    """Tokens of the shards that an earlier process wrote."""
-    if not work.folder.has("nodes", 0):
-        return 0
-    return sum(n.tokens for n in work.folder.records("nodes", SearchNode))
+    """Tokens of the finished search."""
+    return sum(work.folder.column("nodes", SearchNode, "tokens"))
 
 
 def use_of(recipe: Recipe, limits: SearchLimits, samples: Sequence[Sample]) -> Use:
@@ -180,18 +200,17 @@ def _account(engine: Engine | ServedEngine) -> JSON:
 def _figures(work: Work, samples: int) -> dict[str, JSON]:
     count = Counter[str]()
     rewarded: list[float] = []
-    for c in work.folder.records("candidates", Candidate):
+    for rewards in work.folder.column("candidates", Candidate, "sentence_rewards"):
         count["candidates"] += 1
-        rewarded += [c.reward] if c.sentence_rewards else []
-    for n in work.folder.records("nodes", SearchNode):
-        count["tokens"] += n.tokens
-        count["merged"] += n.draws - 1
+        rewarded += [sum(rewards)] if rewards else []
+    count["tokens"] = _spent(work)
+    count["merged"] = sum(n - 1 for n in work.folder.column("nodes", SearchNode, "draws"))
     found: dict[str, JSON] = {
         "candidates": count["candidates"],
         "per_sample": round(count["candidates"] / max(1, samples), 3),
         "tokens": count["tokens"],  # of all sentences in the trees, equal siblings once
         "merged": count["merged"],
-        "drops": count_drops(work.folder.records("drops", Drop)),
+        "drops": work.drop_counts(),
     }
     if rewarded:
         found["mean_reward"] = round(sum(rewarded) / len(rewarded), 4)

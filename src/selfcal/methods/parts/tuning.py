@@ -6,19 +6,21 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from selfcal.methods.parts.base import (
+    by_workers,
     calibration_size,
     form_of,
     given,
     outcome_of,
     reads,
     spent,
+    spread,
     training_run,
     training_stats,
     weights,
 )
 from selfcal.methods.parts.writing import requests, teacher_of, teacher_settings
 from selfcal.recipe import Recipe, RecipeError, Rft
-from selfcal.stage import Shards, Stage, Work, count_drops
+from selfcal.stage import Shards, Stage, Work
 from selfcal.store import JSON
 from selfcal.types import Drop, PreferencePair, Sample, WrittenRap
 
@@ -36,13 +38,15 @@ def teach(recipe: Recipe) -> Stage:
             return {"raps": (WrittenRap, raps), "drops": (Drop, drops)}
 
         work.map(work.samples("data", "rft"), 32, rewrite)
-        raps = work.folder.read("raps", WrittenRap)
-        drops = count_drops(work.folder.read("drops", Drop))
-        return {"raps": len(raps), "drops": drops, **spent(work)}
+        raps = work.written("raps", WrittenRap)
+        return {"raps": raps, "drops": work.drop_counts(), **spent(work)}
 
     about = "the teacher writes rationale-answer pairs"
     depends = teacher_settings(recipe, "rationale")
-    return Stage("teacher", ("data",), depends, run, recipe.data.rft, "samples", about)
+    return Stage(
+        "teacher", ("data",), depends, run, recipe.data.rft, "samples", about,
+        by_workers(False, recipe.teacher),
+    )  # fmt: skip
 
 
 def rationale_fine_tuning(recipe: Recipe) -> Stage:
@@ -60,6 +64,7 @@ def rationale_fine_tuning(recipe: Recipe) -> Stage:
     return Stage(
         "rft", ("data", "teacher"), depends, run,
         settings.steps_for(recipe.data.rft), "steps", "rationale fine-tuning",
+        spread(recipe, "rft", settings),
     )  # fmt: skip
 
 
@@ -106,6 +111,7 @@ def _sft(
     return Stage(
         f"iter-{t}/sft", (*inputs, *reads(start)),
         {"training": outcome_of(settings), **given(recipe, start)}, run, n, "steps", about,
+        spread(recipe, "dpo", settings),
     )  # fmt: skip
 
 
@@ -137,6 +143,7 @@ def preference_tuning(
         f"iter-{t}/dpo", ("data", *reads(start), *sources),
         {"training": outcome_of(recipe.dpo), **given(recipe, start)}, run,
         recipe.dpo.steps_for(n), "steps", "DPO with an SFT term",
+        spread(recipe, "dpo", recipe.dpo),
     )  # fmt: skip
 
 

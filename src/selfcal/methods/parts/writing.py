@@ -8,31 +8,36 @@ its tokens count, whether or not a pair came of it.
 from __future__ import annotations
 
 import dataclasses
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from selfcal.methods.parts.asked import asked, at_once, prompts_of, said_by
 from selfcal.methods.parts.base import (
+    by_workers,
     calibration_samples,
     calibration_size,
     form_of,
     formed,
     given,
+    searches,
     spent,
 )
-from selfcal.methods.parts.budget import Budget, dropped, share
+from selfcal.methods.parts.budget import Budget, before_each, share
 from selfcal.methods.parts.serving import backend_of, engine_for, greedily
 from selfcal.rationale import HEADINGS
 from selfcal.recipe import Recipe, RecipeError
-from selfcal.stage import Stage, Work, count_drops
+from selfcal.stage import Stage, Work
 from selfcal.store import JSON
 from selfcal.types import Drop, PreferencePair, Sample, WrittenRap
 
 if TYPE_CHECKING:
+    from selfcal.search.jobs import Runs
     from selfcal.teacher import Teacher
 
 Item = TypeVar("Item")
@@ -58,14 +63,16 @@ class Writing:
     """Requests to the teacher."""
 
 
-Make = Callable[[Work, Iterator[Sample]], Iterator[Made]]
+Make = Callable[[Iterator[Sample]], Iterator[Made]]
 """From samples, taken as they are needed, what was made of each, in order."""
+Maker = Callable[[Work, ExitStack], Make]
+"""Sets up who makes it, once for all samples; the stack closes what was opened."""
 
 
 def written_pairs(
     recipe: Recipe,
     t: int,
-    make: Make,
+    maker: Maker,
     about: str,
     settings: object,
     writing: Writing,
@@ -76,28 +83,32 @@ def written_pairs(
     Args:
         recipe: the recipe.
         t: the iteration.
-        make: how samples become pairs.
+        maker: how samples become pairs.
         about: one line for people.
         settings: what the outcome depends on, beside budget, tokenizer and part of the samples.
-        writing: how much `make` has written for a sample.
-        inputs: stages that `make` reads.
+        writing: how much is written for a sample.
+        inputs: stages that the maker reads.
     """
 
     def run(work: Work) -> Mapping[str, JSON]:
-        count = _counter(recipe)
+        count, limit = _counter(recipe), share(recipe)
+        samples = calibration_samples(recipe, work, t)
+        make = cache(lambda: maker(work, opened))
 
         def write(left: Iterator[Sample]) -> Iterator[Mapping[str, Sequence[Any]]]:
-            spending = Budget(share(recipe), count(_written(work)), "pairs")
-            for made in make(work, spending.feed(left)):
+            before = None if limit is None else before_each(samples, _saved(work, count))
+            spending = Budget(limit, before, "pairs")
+            for made in make()(spending.feed(left)):
                 sample, drop = spending.settle(count(made.written))
                 yield {"drops": [drop]} if drop else _records(sample, made)
-            yield from ({"drops": [dropped(sample, "pairs")]} for sample in left)
+            yield from ({"drops": [drop]} for drop in spending.rest(left))
 
         kinds = {"pairs": PreferencePair, "drops": Drop, "written": WrittenRap}
-        work.stream(calibration_samples(recipe, work, t), _SHARD, kinds, write)
+        with ExitStack() as opened:
+            work.stream(samples, _SHARD, kinds, write)
         return {
-            "pairs": len(work.folder.read("pairs", PreferencePair)),
-            "drops": count_drops(work.folder.records("drops", Drop)),
+            "pairs": work.written("pairs", PreferencePair),
+            "drops": work.drop_counts(),
             "tokens": count(_written(work)),  # of all that was written, by the policy's tokenizer
             **spent(work),
         }
@@ -110,7 +121,17 @@ def written_pairs(
         "tokenizer": given(recipe, None),
     }
     n = calibration_size(recipe)
-    return Stage(f"iter-{t}/pairs", ("data", *inputs), depends, run, n, "samples", about)
+    return Stage(
+        f"iter-{t}/pairs", ("data", *inputs), depends, run, n, "samples", about,
+        _who(recipe, writing),
+    )  # fmt: skip
+
+
+def _who(recipe: Recipe, writing: Writing) -> Literal["here", "workers"]:
+    """Who may write: this process where servers are asked, or tokens are spent in order."""
+    if recipe.budget is not None or (writing.responses and not searches(recipe)):
+        return "here"
+    return by_workers(writing.responses > 0, *([recipe.teacher] if writing.requests else []))
 
 
 def _records(sample: Sample, made: Made) -> Mapping[str, Sequence[Any]]:
@@ -118,10 +139,19 @@ def _records(sample: Sample, made: Made) -> Mapping[str, Sequence[Any]]:
     return {kind: [made.outcome], "written": [WrittenRap(sample.id, x) for x in made.written]}
 
 
+def _saved(work: Work, count: Callable[[Iterable[str]], int]) -> Counter[str]:
+    """Tokens of the shards that an earlier process wrote, by sample."""
+    saved = Counter[str]()
+    for i in work.folder.numbers("written"):
+        for rap in work.folder.read_shard("written", i, WrittenRap):
+            saved[rap.sample_id] += count([rap.text])
+    return saved
+
+
 def _written(work: Work) -> Iterator[str]:
     """All texts of the shards that are there."""
     if work.folder.has("written", 0):
-        yield from (w.text for w in work.folder.records("written", WrittenRap))
+        yield from work.folder.column("written", WrittenRap, "text")
 
 
 def _counter(recipe: Recipe) -> Callable[[Iterable[str]], int]:
@@ -224,28 +254,40 @@ def greedy(
     recipe: Recipe,
     work: Work,
     start: str | None,
-    items: Iterator[Item],
-    asks: Callable[[Item], Sequence[Sample]],
-) -> Iterator[tuple[Item, list[str]]]:
-    """The greedy responses of the policy of stage `start` to all that each item asks it."""
+    opened: ExitStack,
+    asks: Callable[[Sample], Sequence[Sample]],
+) -> Callable[[Iterator[Sample]], Iterator[tuple[Sample, list[str]]]]:
+    """The greedy responses of the policy of stage `start` to all that each sample asks it.
+
+    The policy is loaded once, by the first samples, and kept until the stack closes.
+    """
+    use = greedily(recipe, recipe.search.batch_rows)
+    engine = cache(lambda: opened.enter_context(engine_for(recipe, work, start, use)))
+    return lambda samples: _responses(recipe, engine(), samples, asks)
+
+
+def _responses(
+    recipe: Recipe,
+    engine: Runs,
+    samples: Iterator[Sample],
+    asks: Callable[[Sample], Sequence[Sample]],
+) -> Iterator[tuple[Sample, list[str]]]:
     from selfcal.search import respond
 
-    asked: deque[tuple[Item, int]] = deque()  # filled by the engine's reading thread
+    asked: deque[tuple[Sample, int]] = deque()  # filled by the engine's reading thread
 
     def feed() -> Iterator[Sample]:
-        for item in items:
-            own = asks(item)
-            asked.append((item, len(own)))
+        for sample in samples:
+            own = asks(sample)
+            asked.append((sample, len(own)))
             yield from own
 
     said: list[str] = []
-    use = greedily(recipe, recipe.search.batch_rows)
-    with engine_for(recipe, work, start, use) as engine:
-        for text in respond(None, feed(), recipe.evaluate.max_new_tokens, engine=engine):
-            said.append(text)
-            if len(said) == asked[0][1]:
-                yield asked.popleft()[0], said
-                said = []
+    for text in respond(None, feed(), recipe.evaluate.max_new_tokens, engine=engine):
+        said.append(text)
+        if len(said) == asked[0][1]:
+            yield asked.popleft()[0], said
+            said = []
 
 
 def greedy_settings(recipe: Recipe, start: str | None) -> dict[str, Any]:
