@@ -16,19 +16,20 @@ from selfcal.store import StageDir
 
 
 def in_place() -> None:
-    """Write files where they will be read, and the mark of a shard first."""
+    """Write files where they will be read, and the mark of a shard first, as well as last."""
+    seal = Work.seal
 
     def write_bytes(path: Path, data: bytes) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
 
-    def seal(self: Work, i: int, shards: Shards) -> None:
-        store.write_json(self.folder.mark(i), {"fingerprint": "", "files": {}})
-        for name, (kind, records) in shards.items():
-            self.folder.write_shard(name, i, records, kind)
+    def sealing(self: Work, i: int, shards: Shards) -> None:
+        mark = {"fingerprint": self.folder.fingerprint, "files": {}}
+        store.write_json(self.folder.mark(i), mark)
+        seal(self, i, shards)
 
     store.write_bytes = write_bytes
-    Work.seal = seal  # type: ignore[method-assign]
+    Work.seal = sealing  # type: ignore[method-assign]
     _trust_marks()
 
 

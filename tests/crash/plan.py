@@ -12,7 +12,7 @@ from pathlib import Path
 from crash import attempt
 from crash.controls import CONTROLS
 from crash.damage import Case, cases, copy, damage
-from crash.kills import KILLS, REFUSALS, Outcome, disturb, points
+from crash.kills import KILLS, REFUSALS, Outcome, Point, disturb, points
 from crash.space import fill
 from crash.truth import Truth
 
@@ -70,8 +70,10 @@ def _torn(truth: Truth, asked: Asked, work: Path, say: Say) -> Outcome:
     """Kills inside the writes of one stage with shards, of which the first is there."""
     stage, name = "iter-1/judgments", "control-in-place"
     copy(truth, work / "run", stage, 1)
-    drawn = points(truth, random.Random(f"{asked.seed}|{name}"), ("step", "halfway"), 8)
-    return disturb(truth, name, work, [p for p in drawn if p.stage == stage], say)
+    rng = random.Random(f"{asked.seed}|{name}")
+    # after some seven steps of opening, careless writes take two a file, six a shard
+    own = [Point(stage, rng.choice(["step", "halfway"]), rng.randint(8, 14)) for _ in range(4)]
+    return disturb(truth, name, work, own, say)
 
 
 def kills(truth: Truth, asked: Asked) -> Iterator[tuple[str, Run]]:
@@ -109,6 +111,6 @@ def _control(control: str, run: Run, work: Path, say: Say) -> Outcome:
     attempt.spoil = CONTROLS[control]
     found = run(work, say)
     found.control, found.caught, found.faults = control, found.faults, []
-    if not found.caught:
+    if not found.caught or not found.fired:
         found.faults = [f"selfcal was made careless ({control}), and no fault was found"]
     return found

@@ -57,7 +57,7 @@ def test_full_size_scaled_down() -> None:
 
 
 def test_soak(tmp_path: Path) -> None:
-    short = ("--samples", 100, "--iterations", 1, "--minutes", 0, "--rounds", 3)
+    short = ("--samples", 50, "--iterations", 1, "--minutes", 0, "--rounds", 3)
     found = last_line(
         "benchmarks/soak.py", "--out", tmp_path, *short, "--every", 0.1, "--stop-every", 3
     )

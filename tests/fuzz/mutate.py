@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from random import Random
 from typing import Any
 
@@ -73,7 +74,7 @@ def tree(value: Any, rng: Random, tokens: Sequence[str], keys: Sequence[str]) ->
         node = holder[key]
         what = rng.randrange(10)
         if what in (0, 1):
-            holder[key] = rng.choice(ODD_VALUES)
+            holder[key] = deepcopy(rng.choice(ODD_VALUES))
         elif what == 2 and holder is not root:
             del holder[key]
         elif what == 3 and isinstance(holder, dict):
@@ -86,7 +87,7 @@ def tree(value: Any, rng: Random, tokens: Sequence[str], keys: Sequence[str]) ->
         elif what == 6 and isinstance(node, list):
             node.extend(node[: rng.randint(0, 8)] * rng.choice((1, 1, 10)))
         elif what == 7 and isinstance(node, dict):
-            node[rng.choice(keys)] = rng.choice((*tokens, *ODD_VALUES))
+            node[rng.choice(keys)] = deepcopy(rng.choice((*tokens, *ODD_VALUES)))
         elif what == 8:
             other, theirs = rng.choice(places)
             try:

@@ -12,17 +12,14 @@ from fuzz import hostile
 from fuzz.run import CASES, attempt, fuzz, made
 from fuzz.targets import TARGETS, Target
 
-INPUTS = 150
+INPUTS = 60
 """Of each target."""
 MOST_S = 5.0
 """Seconds of computing that a string of 1 MB may take any parser."""
 SIZE = 2**20
 FAMILIES = (
-    "'a' repeated", "' ' repeated", "'\\n' repeated", "'. ' repeated", "'A. ' repeated",
-    "'1,' repeated", "'½' repeated", "'(A) ' repeated", "'<answer>' repeated",
-    "'</think>' repeated", "'Rationale: a\\n' repeated", "'Answer:' repeated",
-    "'\\\\boxed{' repeated", "\\boxed{ nested", "'[' repeated", "'\"' repeated", "'#' repeated",
-    "'̀' repeated", "'答案是' repeated", "'the answer is ' repeated", "'a' before '\"'",
+    "'A. ' repeated", "'½' repeated",
+    "'\\\\boxed{' repeated", "'答案是' repeated", "'a' before '\"'",
 )  # fmt: skip
 """Those that were slowest, or quadratic, once; `benchmarks/linear.py` measures all."""
 
@@ -57,20 +54,22 @@ def test_faults_of_every_kind_are_found_and_the_run_goes_on(
 
     monkeypatch.setattr("fuzz.run.CASES", tmp_path / "cases")
     monkeypatch.setattr("fuzz.run.LIMIT_S", 0.1)
-    numbers = iter(range(100))
     target = Target("own", "", lambda rng: b"%d" % rng.getrandbits(3), read)
-    del numbers
     state = tmp_path / "state.json"
-    first = fuzz(target, 20, 0, state, lambda _: None)
-    assert first.inputs == 20
-    whole = fuzz(target, 60, 0, state, lambda _: None)  # goes on
-    assert whole.inputs == 60
+    first = fuzz(target, 10, 0, state, lambda _: None)
+    assert first.inputs == 10
+    whole = fuzz(target, 30, 0, state, lambda _: None)  # goes on
+    assert whole.inputs == 30
     kinds = {what.split(" at ")[0] for what in whole.faults}
     assert kinds == {"KeyError", "TooSlow", f"killed by {int(signal.SIGKILL)}"}
     assert len(list((tmp_path / "cases" / "own").iterdir())) == 3
 
 
-@pytest.mark.parametrize("name", list(hostile.parsers()))
+PARSERS = [p for p in hostile.parsers() if not p.startswith(("parse ", "split ", "sentence_end "))]
+"""Without those that others call."""
+
+
+@pytest.mark.parametrize("name", PARSERS)
 def test_a_megabyte_takes_no_parser_long(name: str) -> None:
     read, families = hostile.parsers()[name], hostile.families()
     for family in FAMILIES:

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -128,7 +128,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory, policy_folder: str) -> Pr
     overrides = (
         f"policy.model={policy_folder}", "policy.device=cpu", "iterations=1", "threads=1",
         "data.rft=16", "data.calibration=4", "data.dev=4", "data.test=4",
-        "evaluate.followed=0", "rft.batch_size=4", "rft.steps=8", "rft.save_steps=2",
+        "evaluate.followed=0", "rft.batch_size=2", "rft.steps=7", "rft.save_steps=2",
         "rft.learning_rate=1e-3",
     )  # fmt: skip
     recipe = load_recipe(RECIPE, overrides)
@@ -150,7 +150,10 @@ def ranks() -> list[psutil.Process]:
 def test_a_killed_rank_and_a_stop_leave_the_training_as_it_would_have_been(
     prepared: Prepared, tmp_path: Path
 ) -> None:
-    """A rank is killed after step 3; after step 5 the driver is asked to stop; then it goes on."""
+    """A rank is killed after step 3; after step 5 the driver is asked to stop; then it goes on.
+
+    All steps are in one epoch: the last batch of an epoch is filled up where ranks part it.
+    """
     recipe, work = prepared.work()
     alone = perform_again(recipe, work)
     undisturbed = prepared.weights
@@ -185,9 +188,9 @@ def test_a_killed_rank_and_a_stop_leave_the_training_as_it_would_have_been(
     # any number of processes may go on
     steps.clear()
     recipe, work = prepared.work(progress=lambda done, total: steps.append(done))
-    found = perform_again(recipe, replace(work))
+    found = perform_again(recipe, work)
     assert steps[0] > 5
-    assert steps[-1] == 8
+    assert steps[-1] == 7
     after = prepared.weights
     assert max(float((after[k] - undisturbed[k]).abs().max()) for k in after) < 1e-6
     assert (found["steps"], found["rows"]) == (alone["steps"], alone["rows"])
@@ -196,7 +199,7 @@ def test_a_killed_rank_and_a_stop_leave_the_training_as_it_would_have_been(
 
 def test_an_error_of_ranks_is_the_drivers_and_none_of_them_stays(prepared: Prepared) -> None:
     recipe, work = prepared.work("executor.ranks=2", "rft.max_length=3")
-    with pytest.raises(Exception, match="16 of 16 rows longer than max_length 3") as told:
+    with pytest.raises(Exception, match="rows longer than max_length 3") as told:
         train_on_ranks(recipe, work)
     assert type(told.value).__name__ == "TrainingError"
     assert ranks() == []

@@ -9,6 +9,7 @@ import os
 import ssl
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -36,10 +37,8 @@ def raw(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Sends], str]]:
         class Handler(http.server.BaseHTTPRequestHandler):
             def do_POST(self) -> None:
                 self.rfile.read(int(self.headers["Content-Length"]))
-                try:
+                with suppress(OSError):  # the client has gone
                     sends(self)
-                except OSError:  # the client has gone
-                    pass
                 self.close_connection = True
 
             def log_message(self, *_: object) -> None:

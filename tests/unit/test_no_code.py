@@ -107,6 +107,6 @@ def test_a_checkpoint_of_a_training_runs_nothing(tmp_path: Path) -> None:
     mark = tmp_path / "ran"
     torch.save(Bomb(mark), tmp_path / "rng_state.pth")
     trainer = SimpleNamespace(args=SimpleNamespace(world_size=1, process_index=0))
-    with pytest.raises(Exception, match="(?i)weights"):
+    with pytest.raises(Exception, match=r"(?i)weights"):
         Trainer._load_rng_state(trainer, str(tmp_path))  # type: ignore[arg-type]
     assert not mark.exists()

@@ -67,7 +67,7 @@ def test_recipes_name_their_file_and_place(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"r\.yaml: .*line 2.*the key 'seed' is there twice"):
         load_recipe(path)
     path.write_text("seed: 1\n")
-    with pytest.raises(RecipeError, match="--set .*nests deeper"):
+    with pytest.raises(RecipeError, match=r"--set .*nests deeper"):
         load_recipe(path, ["name=" + "[" * 50])
 
 
@@ -75,7 +75,7 @@ def test_what_is_no_file_or_too_long_is_not_read(tmp_path: Path) -> None:
     pipe = tmp_path / "pipe.yaml"
     os.mkfifo(pipe)  # to open it would wait for ever
     for path in (pipe, Path("/dev/zero"), tmp_path):
-        with pytest.raises(RecipeError, match="cannot be read .*no such file"):
+        with pytest.raises(RecipeError, match=r"cannot be read .*no such file"):
             load_recipe(path)
     long = tmp_path / "long.yaml"
     with long.open("wb") as file:

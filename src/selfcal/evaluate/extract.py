@@ -23,6 +23,8 @@ _FINAL, _ANSWER, _SENTENCE = 3, 2, 1
 _LONGEST = 16_000
 """Characters of an answering part that are read, its last ones: long outputs answer at their end,
 and every claim among them costs time."""
+_LONG_ANSWER = 1_000
+"""Characters above which a reference answer is neither a number nor yes or no."""
 _SHORT = 15
 """Words of a whole output that is itself an answer."""
 _CONCLUSIONS = 5
@@ -39,6 +41,8 @@ def kind_of(sample: Sample) -> Kind:
     """The kind of a sample's question, by its options and its reference answer."""
     if sample.choices:
         return "choice"
+    if len(sample.answer) > _LONG_ANSWER:
+        return "open"
     answer = plain(sample.answer).strip().lower().rstrip(".")
     if answer in ("yes", "no"):
         return "yesno"

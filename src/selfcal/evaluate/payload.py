@@ -20,6 +20,8 @@ Kind = Literal["choice", "yesno", "number", "open"]
 
 _LONGEST = 300
 """Characters of an answer in words."""
+_LONGEST_OPTION = 2_000
+"""Characters of an option that are compared."""
 _EDGES = " \t\n\r\"'`*_.,;:!?()[]{}<>$\\~"
 
 
@@ -69,7 +71,7 @@ _ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth")
 
 
 def _choice(text: str, choices: Sequence[str], strict: bool) -> str | None:
-    options = [bare(plain(c)) for c in choices]
+    options = [bare(plain(c[:_LONGEST_OPTION])) for c in choices]
     said = without_lead(text)
     for form in (text, said):
         if (one := _same(bare(form), options)) is not None:

@@ -46,10 +46,11 @@ _HEADING = re.compile(r"(?m)^[ \t]{0,8}(?:#{1,6}[ \t]{1,4}|>[ \t]{0,4}|[-+•][ 
 
 def plain(text: str) -> str:
     """Text without markup: LaTeX, markdown and typographic characters gone, lines kept."""
-    text = text.translate(_QUOTES)
-    text = _SUPERSCRIPT.sub(lambda m: "^" + unicodedata.normalize("NFKC", m[1]), text)
-    text = _VULGAR.sub(_spell_fraction, text)
-    text = unicodedata.normalize("NFKC", text).translate(_QUOTES)
+    if not text.isascii():
+        text = text.translate(_QUOTES)
+        text = _SUPERSCRIPT.sub(lambda m: "^" + unicodedata.normalize("NFKC", m[1]), text)
+        text = _VULGAR.sub(_spell_fraction, text)
+        text = unicodedata.normalize("NFKC", text).translate(_QUOTES)
     text = _PRODUCT.sub(_TIMES, _latex(text))
     text = _HEADING.sub("", text)
     text = _MARKDOWN.sub("", text)

@@ -100,7 +100,7 @@ def _check_size(text: str) -> None:
             total += 1
         if isinstance(event, yaml.AliasEvent):
             if event.anchor not in sizes:
-                raise YamlError(f"{_at(event)}the alias *{event.anchor[:40]} stands for no value "
+                raise YamlError(f"{_at(event)}the alias *{event.anchor:.40} stands for no value "
                                 f"before it{_WHERE}")  # fmt: skip
             total += sizes[event.anchor]
         elif isinstance(event, yaml.ScalarEvent) and event.anchor:

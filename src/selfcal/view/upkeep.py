@@ -10,6 +10,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
+from selfcal.remote import shown
 from selfcal.upkeep.findings import Finding
 from selfcal.upkeep.gc import Item
 from selfcal.upkeep.verify import Verified
@@ -21,7 +22,7 @@ _SHOWN = 20
 
 def show_verified(out: Console, run: Path, found: Verified) -> None:
     """Print what was looked at, and what is wrong."""
-    out.print(heading(f"Verify {safe(str(run))}"))
+    out.print(heading(f"Verify {safe(shown(run))}"))
     if found.holder:
         out.print(
             f"The run is in work ({safe(found.holder)}): what is not finished was left out.",
@@ -64,7 +65,7 @@ def verified_as_json(found: Verified) -> str:
 
 def show_freed(out: Console, run: Path, items: Sequence[Item], applied: bool, again: str) -> None:
     """Print what was deleted, or could be."""
-    out.print(heading(f"{'Freed' if applied else 'Could be freed'}: {safe(str(run))}"))
+    out.print(heading(f"{'Freed' if applied else 'Could be freed'}: {safe(shown(run))}"))
     if not items:
         out.print("Nothing: all that is there is of use.")
         return
