@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from selfcal.evaluate import phrases
 from selfcal.evaluate.payload import Kind, read_payload
@@ -37,6 +38,7 @@ _TAG = re.compile(
 )
 
 
+@lru_cache(maxsize=16)  # asked more than once about one sample after the other
 def kind_of(sample: Sample) -> Kind:
     """The kind of a sample's question, by its options and its reference answer."""
     if sample.choices:

@@ -43,7 +43,7 @@ def push(exported: Exported, name: str, private: bool) -> str:
         ExportError: it would tell where files lie on this machine, the hub refused, or it cannot
             be reached.
     """
-    from httpx import HTTPError
+    from httpx2 import HTTPError
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
 
