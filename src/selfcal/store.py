@@ -1,154 +1,59 @@
-"""Files on disk: records go in, and come out whole or not at all.
+"""A run on disk: records go in, and come out whole or not at all.
 
-Every file is written under a temporary name (`.NAME.*.partial`), synced and renamed, so a name
-that can be read is a file that was finished; what a killed writer leaves keeps its `.partial`
-ending and is never read. Records are Parquet files (see `parquet`), and a stage keeps them as
-shards in a `StageDir`; its manifest is written last, so its existence means the stage is done.
+Records are Parquet files (see `parquet`), written whole or not at all (see `files`). A stage keeps
+them as shards in a `StageDir`; its manifest is written last, so its existence means the stage is
+done.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import errno
-import hashlib
-import json
-import os
 import re
-import secrets
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from selfcal import parquet
 from selfcal.clock import spent
+from selfcal.digests import (
+    file_digest,
+    fingerprint,
+    list_files,
+    read_signed,
+    sampled_digest,
+    sampled_file,
+    tree_digest,
+    write_signed,
+)
 from selfcal.errors import StoreError
+from selfcal.files import (
+    JSON,
+    PARTIAL,
+    REMAKE,
+    explained,
+    make_folder,
+    read_json,
+    sync,
+    write_bytes,
+    write_json,
+    write_text,
+)
+
+__all__ = [
+    "JSON", "MANIFEST", "MARKER", "MARKS", "PARTIAL", "StageDir", "changed", "explained",
+    "file_digest", "fingerprint", "read_column", "read_json", "read_records", "read_signed",
+    "sampled_digest", "sampled_file", "tree_digest", "write_bytes", "write_json",
+    "write_records", "write_signed", "write_text",
+]  # fmt: skip
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 T = TypeVar("T", bound="DataclassInstance")
-JSON: TypeAlias = str | int | float | bool | Sequence["JSON"] | Mapping[str, "JSON"] | None
 
-PARTIAL, MANIFEST, MARKER, MARKS = ".partial", "manifest.json", "stage.json", "shards"
-_OWN = "own_digest"
-"""In a JSON object: the digest of all else in it."""
-
-_REMAKE = "go on with its run (`selfcal run --out RUN`): it is made anew"
-_WAYS_OUT = {
-    errno.ENOSPC: "free some space",
-    errno.EDQUOT: "free some of the quota",
-    errno.EROFS: "make the file system writable or choose another folder",
-    errno.EACCES: "give this user access or choose another folder",
-    errno.ENOENT: "put it back if it was yours",
-}
-
-
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file atomically and durably; missing folders are made.
-
-    Raises:
-        StoreError: The system refused (disk full, read-only, no permission, ...). A file that was
-            at `path` before is still there.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}{PARTIAL}")
-    with explained("write", path):
-        _make(path.parent)
-        try:
-            with temporary.open("xb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except BaseException:  # an interrupt must not leave half a file either
-            with suppress(OSError):  # the first error is the one to tell
-                temporary.unlink(missing_ok=True)
-            raise
-        _sync(path.parent)  # only now would the rename outlive a power cut
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text as `write_bytes` does, with its errors."""
-    write_bytes(path, text.encode())
-
-
-def write_json(path: Path, obj: JSON) -> None:
-    """Write JSON as `write_bytes` does, with its errors.
-
-    Raises:
-        ValueError: A number is NaN or infinite. JSON has no such number; it has null.
-    """
-    write_text(path, json.dumps(obj, indent=2, allow_nan=False) + "\n")
-
-
-def read_json(path: Path) -> Any:
-    """Read a JSON file.
-
-    Raises:
-        StoreError: It is missing, not readable, or no JSON.
-    """
-    with explained("read", path):
-        data = path.read_bytes()
-    try:
-        return json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise StoreError(f"{path} is damaged ({error}): {_REMAKE}") from error
-
-
-def write_signed(path: Path, obj: Mapping[str, JSON]) -> None:
-    """Write a JSON object with its own digest, as `write_json` does, with its errors."""
-    write_json(path, {**obj, _OWN: fingerprint(obj)})
-
-
-def read_signed(path: Path) -> dict[str, Any]:
-    """Read what `write_signed` wrote; without a digest it is taken as it is.
-
-    Raises:
-        StoreError: It is missing, not readable, no JSON object, or not what was written.
-    """
-    found = read_json(path)
-    if not isinstance(found, dict):
-        raise StoreError(f"{path} is damaged (no JSON object): {_REMAKE}")
-    said = found.pop(_OWN, None)
-    if said is not None and said != fingerprint(found):
-        raise StoreError(f"{path} is damaged (its content is not what was written): {_REMAKE}")
-    return found
-
-
-def _make(folder: Path) -> None:
-    """Make a folder if it is missing, so that it outlives a power cut as its files do."""
-    if not folder.is_dir():
-        missing = [made for made in (folder, *folder.parents) if not made.exists()]
-        folder.mkdir(parents=True, exist_ok=True)
-        for made in missing:
-            _sync(made.parent)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        # Some network file systems can't sync a folder; the rename is all there is then.
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
-            raise
-    finally:
-        os.close(descriptor)
-
-
-@contextmanager
-def explained(doing: str, path: Path) -> Iterator[None]:
-    """Turn an OSError into a StoreError that names the path, the reason and the way out."""
-    try:
-        yield
-    except OSError as error:
-        reason = error.strerror or str(error) or type(error).__name__
-        way_out = _WAYS_OUT.get(error.errno or 0, "mend that")
-        message = f"cannot {doing} {path}: {reason}; {way_out}, then run the same command again"
-        raise StoreError(f"{message}: it resumes") from error
+MANIFEST, MARKER, MARKS = "manifest.json", "stage.json", "shards"
 
 
 def write_records(path: Path, records: Sequence[T], kind: type[T]) -> None:
@@ -189,103 +94,7 @@ def _decoded(path: Path, decode: Callable[[bytes], list[Any]]) -> list[Any]:
                 data = path.read_bytes()
             return decode(data)
     except ValueError as error:
-        raise StoreError(f"{path} {error}: if it is the right file, {_REMAKE}") from error
-
-
-def fingerprint(*parts: object) -> str:
-    """Give 16 hex digits that name these settings: sha256 over their canonical JSON.
-
-    Parts are JSON values, dataclasses and pydantic models, nested as they like; a tuple counts as
-    a list. A path is refused, as the same run has other paths on another machine: give the
-    `file_digest`, `tree_digest` or `sampled_digest` of what it points to.
-
-    Raises:
-        TypeError: A part is, or holds, a path or anything else that has no JSON form.
-    """
-    text = json.dumps(parts, sort_keys=True, separators=(",", ":"), default=_as_dict)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _as_dict(value: object) -> Any:
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
-    if hasattr(value, "model_dump") and not isinstance(value, type):  # a pydantic model
-        return value.model_dump()
-    hint = ": use the digest of what it points to" if isinstance(value, os.PathLike) else ""
-    raise TypeError(f"cannot fingerprint {value!r} ({type(value).__name__}){hint}")
-
-
-def file_digest(path: Path) -> str:
-    """Give the sha256 of a file's content, in hex.
-
-    Raises:
-        StoreError: It is missing or not readable.
-    """
-    with explained("read", path), path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def tree_digest(folder: Path) -> str:
-    """Give the sha256 over the relative names and contents of a folder's files, in hex.
-
-    Raises:
-        StoreError: The folder, or a file in it, is missing or not readable.
-    """
-    files = [[name, file_digest(folder / name)] for name in _files(folder)]
-    return hashlib.sha256(json.dumps(files).encode()).hexdigest()
-
-
-_WHOLE = 16 * 2**20
-"""Bytes up to which `sampled_digest` reads all of a file."""
-_BLOCK = 64 * 2**10
-_BLOCKS = 64
-
-
-def sampled_digest(folder: Path, *suffixes: str) -> str:
-    """Give a sha256 over a folder's files with these suffixes, in hex, without reading all of them.
-
-    A file larger than 16 MB gives its size and 64 blocks of 64 KiB at even distances: a training
-    is seen, which moves all weights; a change of a byte in between is not.
-
-    Raises:
-        StoreError: The folder, or a file in it, is missing or not readable.
-    """
-    own = [name for name in _files(folder) if name.endswith(suffixes)]
-    files = [[name, *sampled_file(folder / name)] for name in own]
-    return hashlib.sha256(json.dumps(files).encode()).hexdigest()
-
-
-def sampled_file(path: Path) -> tuple[int, str]:
-    """Give a file's size and sha256, of which a large one is sampled as in `sampled_digest`.
-
-    Raises:
-        StoreError: It is missing or not readable.
-    """
-    with explained("read", path):
-        size = path.stat().st_size
-        return size, file_digest(path) if size <= _WHOLE else _block_digest(path, size)
-
-
-def _block_digest(path: Path, size: int) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        for i in range(_BLOCKS):
-            file.seek(i * (size - _BLOCK) // (_BLOCKS - 1))
-            digest.update(file.read(_BLOCK))
-    return digest.hexdigest()
-
-
-def _files(folder: Path) -> list[str]:
-    """Relative names of all finished files below a folder, sorted; links are followed."""
-
-    def fail(error: OSError) -> None:
-        raise error  # os.walk would pass over what it can't list
-
-    found = []
-    with explained("read", folder):
-        for root, _, names in os.walk(folder, onerror=fail, followlinks=True):
-            found += [Path(root, name) for name in names if not name.endswith(PARTIAL)]
-    return sorted(path.relative_to(folder).as_posix() for path in found)
+        raise StoreError(f"{path} {error}: if it is the right file, {REMAKE}") from error
 
 
 @dataclass(frozen=True)
@@ -319,7 +128,7 @@ class StageDir:
             StoreError: The system refused.
         """
         with explained("prepare", self.path):
-            _make(self.path)
+            make_folder(self.path)
             if (other := self._other_work(inputs)) is not None:
                 self.set_aside(other)
                 self.path.mkdir()
@@ -344,7 +153,7 @@ class StageDir:
 
     def _other_work(self, inputs: Mapping[str, JSON] | None) -> str | None:
         """Fingerprint of the work that lies here, fit for a file name; None if it is our own."""
-        if not (found := _files(self.path)):
+        if not (found := list_files(self.path)):
             return None
         said = [_said(self.path / name) for name in (MARKER, MANIFEST)]
         if not any(said):  # both gone or damaged: the shards' marks tell as well
@@ -375,7 +184,7 @@ class StageDir:
     def numbers(self, name: str) -> list[int]:
         """Numbers of the shards of that name that are there, in order; some may be missing."""
         pattern = rf"{re.escape(name)}-(\d{{5,}})\.parquet"
-        found = (re.fullmatch(pattern, file) for file in _files(self.path))
+        found = (re.fullmatch(pattern, file) for file in list_files(self.path))
         return sorted(int(shard[1]) for shard in found if shard)
 
     def write_shard(self, name: str, i: int, records: Sequence[T], kind: type[T]) -> None:
@@ -417,7 +226,7 @@ class StageDir:
             StoreError: There is none.
         """
         manifest = (self.path / MANIFEST).exists()
-        files = self.manifest()["files"] if manifest else _files(self.path)
+        files = self.manifest()["files"] if manifest else list_files(self.path)
         pattern = re.compile(rf"{re.escape(name)}-\d{{5,}}\.parquet")
         if count := sum(pattern.fullmatch(file) is not None for file in files):
             return count
@@ -487,12 +296,12 @@ class StageDir:
             StoreError: The system refused.
             ValueError: A number in `stats` is NaN or infinite.
         """
-        own = (name for name in _files(self.path) if name not in (MARKER, MANIFEST))
+        own = (name for name in list_files(self.path) if name not in (MARKER, MANIFEST))
         names = [name for name in own if not name.startswith(f"{MARKS}/")]  # they speak for shards
         with explained("sync", self.path):
             files = [self.path / name for name in names]
             for path in [*files, *{file.parent for file in files}]:
-                _sync(path)  # other writers' files, such as an adapter's, may not be
+                sync(path)  # other writers' files, such as an adapter's, may not be
         manifest: dict[str, JSON] = {
             "fingerprint": self.fingerprint,
             "written": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -548,7 +357,7 @@ class StageDir:
         found = read_signed(path := self.path / MANIFEST)
         files = found.get("files")
         if not isinstance(files, dict) or not all(isinstance(e, dict) for e in files.values()):
-            raise StoreError(f"{path} is no manifest: {_REMAKE}")
+            raise StoreError(f"{path} is no manifest: {REMAKE}")
         return found
 
     def outcome(self) -> dict[str, JSON]:
@@ -607,7 +416,7 @@ def _exact(path: Path) -> str:
     try:
         return parquet.exact_digest(data)
     except ValueError as error:
-        raise StoreError(f"{path} {error}: {_REMAKE}") from error
+        raise StoreError(f"{path} {error}: {REMAKE}") from error
 
 
 def _is(path: Path, entry: Mapping[str, JSON], by_size: bool) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from selfcal import store
+from selfcal import files, store
 from selfcal.stage import Shards, Work
 from selfcal.store import StageDir
 
@@ -28,7 +28,8 @@ def in_place() -> None:
         store.write_json(self.folder.mark(i), mark)
         seal(self, i, shards)
 
-    store.write_bytes = write_bytes
+    for room in (store, files):
+        room.write_bytes = write_bytes  # type: ignore[assignment]
     Work.seal = sealing  # type: ignore[method-assign]
     _trust_marks()
 

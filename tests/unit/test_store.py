@@ -18,7 +18,7 @@ from typing import Any, Literal
 import pydantic
 import pytest
 
-from selfcal import store, types
+from selfcal import digests, store, types
 from selfcal.errors import SelfcalError, StoreError
 from selfcal.lock import RunLock
 from selfcal.store import StageDir, fingerprint, read_column, read_records, write_records
@@ -622,13 +622,13 @@ def test_a_sampled_digest_sees_what_changes_in_a_model(tmp_path: Path) -> None:
     (folder / "config.json").write_text("{}")
     (folder / "README.md").write_text("a card")
     large = folder / "model.safetensors"
-    large.write_bytes(bytes(store._WHOLE + 1))
+    large.write_bytes(bytes(digests._WHOLE + 1))
     before = store.sampled_digest(folder, ".json", ".safetensors")
     (folder / "README.md").write_text("another card")
     assert store.sampled_digest(folder, ".json", ".safetensors") == before
     seen = {before}
     with large.open("r+b") as file:  # its first and last byte are in blocks that are read
-        for at in (0, store._WHOLE):
+        for at in (0, digests._WHOLE):
             file.seek(at)
             file.write(b"x")
             file.flush()
