@@ -26,7 +26,7 @@ lint: setup
 	$(BIN)/lint-imports
 
 test: lint browser
-	$(BIN)/python -m pytest -rs
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rs --numprocesses 2 --dist loadfile
 
 # never fails: without it these tests are skipped, and the summary says so
 browser:

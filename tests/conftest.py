@@ -21,6 +21,12 @@ def caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture(autouse=True)
+def width(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tables are as wide as where no terminal is, whatever runs the tests."""
+    monkeypatch.delenv("COLUMNS", raising=False)
+
+
+@pytest.fixture(autouse=True)
 def own_cache(caches: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A cache of each test's own, made when it is used."""
     folder = caches / str(next(_NUMBER))

@@ -6,9 +6,9 @@ import base64
 import csv
 import io
 import json
-import shutil
 import math
 import re
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
