@@ -26,7 +26,7 @@ lint: setup
 	$(BIN)/lint-imports
 
 test: lint browser
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rs --numprocesses 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rs --numprocesses 2 --dist loadgroup
 
 # never fails: without it these tests are skipped, and the summary says so
 browser:
@@ -69,8 +69,9 @@ lock: setup
 # known vulnerabilities of what is locked; where their index cannot be reached it says so and passes
 audit-dependencies:
 	@if $(PYTHON) -c "import urllib.request as u; u.urlopen('https://api.osv.dev/v1/vulns/OSV-2020-111', timeout=10)" 2>/dev/null; then \
-		$(PYTHON) -m venv build/audit && build/audit/bin/pip install --quiet pip-audit && \
+		if $(PYTHON) -m venv build/audit && build/audit/bin/pip install --quiet pip-audit; then \
 		build/audit/bin/pip-audit --vulnerability-service osv --no-deps --disable-pip --requirement requirements.lock; \
+		else echo "Dependencies were not looked up: pip-audit cannot be installed"; fi; \
 	else \
 		echo "Dependencies were not looked up: the index of vulnerabilities (api.osv.dev) cannot be reached"; \
 	fi

@@ -11,6 +11,13 @@ import pytest
 _NUMBER = count()
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that stay in one process: those of a file, and of all families, for their table."""
+    for item in items:
+        together = "families" if item.path.parent.name == "families" else str(item.path)
+        item.add_marker(pytest.mark.xdist_group(together))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder for caches; fixtures that are made before a test share one in it."""

@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -101,16 +101,25 @@ def _block_digest(path: Path, size: int) -> str:
 
 
 def list_files(folder: Path) -> list[str]:
-    """Relative names of all finished files below a folder, sorted; links are followed."""
+    """Relative names of all finished files below a folder, sorted; links are followed.
 
-    def fail(error: OSError) -> None:
-        raise error  # os.walk would pass over what it can't list
-
-    found = []
+    A link to a folder that it lies in leads nowhere new, and is left out.
+    """
     with explained("read", folder):
-        for root, _, names in os.walk(folder, onerror=fail, followlinks=True):
-            found += [Path(root, name) for name in names if not name.endswith(PARTIAL)]
+        found = [path for path in _walk(folder, frozenset()) if not path.name.endswith(PARTIAL)]
     return sorted(path.relative_to(folder).as_posix() for path in found)
+
+
+def _walk(folder: Path, above: frozenset[tuple[int, int]]) -> Iterator[Path]:
+    stat = folder.stat()
+    if (own := (stat.st_dev, stat.st_ino)) in above:
+        return
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir():
+                yield from _walk(Path(entry.path), above | {own})
+            else:
+                yield Path(entry.path)
 
 
 def write_signed(path: Path, obj: Mapping[str, JSON]) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -79,6 +80,17 @@ def read_json(path: Path) -> Any:
         return json.loads(data)
     except (ValueError, RecursionError) as error:
         raise StoreError(f"{path} is damaged ({error}): {REMAKE}") from error
+
+
+def is_plain(name: str) -> bool:
+    """Whether a relative name, with `/` between its parts, can be joined to a folder.
+
+    It leads to no place outside, and every file system takes it.
+    """
+    parts = name.split("/")
+    bad = any(p in ("", ".", "..") or len(p.encode(errors="replace")) > 255 for p in parts)
+    strange = re.search(r"[\\\x00-\x1f\x7f]", name) or re.match(r"[A-Za-z]:", name)
+    return not bad and not strange
 
 
 def make_folder(folder: Path) -> None:

@@ -148,6 +148,8 @@ def _decode(
         if not 0 < size <= _BYTES:
             return ("image-too-large", f"{size} bytes") if size else ("image-broken", "it is empty")
         data = source.read_bytes() if isinstance(source, Path) else source
+        if slow := _slow(data):
+            return "image-broken", slow
         with opened(io.BytesIO(data)) as image:
             if what := _also(data):
                 return "image-polyglot", f"it is {what}, too"
@@ -192,7 +194,41 @@ def _ill_shaped(image: Image.Image, max_pixels: int | None) -> tuple[str, str] |
     return None
 
 
-_PAGE = re.compile(rb"<(?:script|html|iframe|!doctype\s+html|\?php|svg[\s>])", re.IGNORECASE)
+_PLAIN_PNM = (b"P1", b"P2", b"P3")
+_SPACE = rb"\s{1,8}(?:#[^\r\n]{0,200}[\r\n]\s{0,8}){0,8}"
+_PNM = re.compile(
+    rb"P(?:4(?:%b\d{1,10}){2}|[^\s4]\S{0,5}(?:%b[\d.-]{1,10}){3})\s" % (_SPACE, _SPACE)
+)
+"""Their header, with few comments: it is read byte by byte."""
+_SCANS, _SEGMENTS = 100, 10_000
+"""Of a JPEG: a picture in progressive form has about ten scans."""
+_MARKER = re.compile(rb"\xff([\x02-\xcf\xd9-\xfe])")
+
+
+def _slow(data: bytes) -> str:
+    """Why a small file would take long to decode; empty: it does not, for all that is known."""
+    if data.startswith(_PLAIN_PNM):  # decoded by loops in Python
+        return "its pixels are spelled out in text, which is not read"
+    if data[:1] == b"P" and data[1:2].isalnum() and not _PNM.match(data):
+        return "it has no short header"
+    return "it has too many scans or segments" if _scans(data) > _SCANS else ""
+
+
+def _scans(data: bytes) -> int:
+    """Scans of a JPEG, each of which is decoded over the whole picture; 0 of other files."""
+    if not data.startswith(b"\xff\xd8"):
+        return 0
+    scans, at = 0, 2
+    for _ in range(_SEGMENTS):
+        found = _MARKER.search(data, at)
+        if found is None or found[1] == b"\xd9" or scans > _SCANS:
+            return scans
+        scans += found[1] == b"\xda"
+        at = found.end() + int.from_bytes(data[found.end() : found.end() + 2], "big")
+    return _SCANS + 1
+
+
+_PAGE = re.compile(rb"<(?:script|html|iframe|!doctype\s+html|\?php|svg[\s>]|\?=)", re.IGNORECASE)
 _SCRIPT = re.compile(rb"(?:GIF8[79]a|BM)(?:/\*|=)")
 _PROGRAMS = (b"\x7fELF", b"MZ", b"#!", b"%PDF-")
 _END_OF_ZIP = b"PK\5\6"

@@ -12,17 +12,22 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 
+from selfcal.accounts import said
 from selfcal.planning import Planned
 from selfcal.store import JSON, MARKS, StageDir, changed, explained
 
 WEIGHTS = ("adapter", "checkpoint")
 _SHARD = re.compile(r"([a-z][a-z0-9_-]*)-(\d{5,})\.parquet")
+_IMAGE = re.compile(r"images/(\d{5,})/")
 
 
 def survey(
     planned: Sequence[Planned], between: Callable[[], None] = lambda: None
 ) -> dict[str, list[str]]:
-    """What is damaged or missing of the finished stages, by stage; damaged manifests are restored.
+    """What is damaged or missing of the finished stages, by stage.
+
+    Damaged manifests, markers and marks are written anew; nothing is named of a stage of which
+    there was no other damage.
 
     `between` is called before each stage is looked at.
 
@@ -32,6 +37,7 @@ def survey(
     faults: dict[str, list[str]] = {}
     looked: set[tuple[str, bool]] = set()
     for p in planned:
+        between()
         if p.folder.restore():
             faults[p.stage.name] = []  # said, and whole again
     while True:
@@ -47,7 +53,8 @@ def survey(
             between()
             looked.add((p.stage.name, closely))
             found = p.folder.verify(() if closely else WEIGHTS)
-            if found := [*found, *(freed_weights(p.folder) if closely else ())]:
+            found += freed_weights(p.folder) if closely else ()
+            if found or _reseal(p.folder):
                 faults[p.stage.name] = found
 
 
@@ -83,16 +90,18 @@ def mend(p: Planned, damaged: Sequence[str], planned: Sequence[Planned]) -> None
     leaves the damage to be found again.
 
     Raises:
-        StoreError: the system refused.
+        StoreError: the system refused, or a link leads out of the stage.
     """
     if not _marks(p.folder):
         redo(p, planned)
         return
+    gone = [p.folder.own(p.folder.path / name) for name in damaged]
     _remember(p, planned)
-    _seal_sound(p.folder, frozenset(damaged))
+    not_sealed = [i for i in _marks(p.folder) if not p.folder.sealed(i)]
+    _seal_sound(p.folder, frozenset(damaged), not_sealed)
     with explained("clear", p.folder.path):
-        for name in damaged:
-            (p.folder.path / name).unlink(missing_ok=True)
+        for path in gone:
+            path.unlink(missing_ok=True)
 
 
 def redo(p: Planned, planned: Sequence[Planned]) -> None:
@@ -123,16 +132,37 @@ def _marks(folder: StageDir) -> set[int]:
     return {int(mark[1]) for mark in found if mark}
 
 
-def _seal_sound(folder: StageDir, damaged: Collection[str]) -> None:
-    """Seal the shards whose files are sound by the manifest, whatever became of their marks."""
-    shards, count, numbers = defaultdict[int, set[str]](set), Counter[str](), _marks(folder)
+def _reseal(folder: StageDir) -> bool:
+    """Write the marks of a sound stage anew that are damaged; whether there was one."""
+    files, wrong = folder.manifest()["files"], []
+    for i in _marks(folder):
+        if folder.mark(i).exists():  # older ones say nothing that could be wrong
+            mark = said(folder.mark(i))
+            own = mark.get("fingerprint") == folder.fingerprint and "files" in mark
+            if not own or any(files.get(name) != entry for name, entry in mark["files"].items()):
+                wrong.append(i)
+    with explained("mend", folder.path):
+        for i in wrong:
+            folder.mark(i).unlink()  # it is not asked for the names of records
+    _seal_sound(folder, frozenset(), wrong)
+    return bool(wrong)
+
+
+def _seal_sound(folder: StageDir, damaged: Collection[str], numbers: Collection[int]) -> None:
+    """Seal those of these shards whose files are sound by the manifest."""
+    shards, count, broken = defaultdict[int, set[str]](set), Counter[str](), set[int]()
     for file in folder.manifest()["files"]:
         if found := _SHARD.fullmatch(file):
             count[found[1]] += 1
             shards[int(found[2])] |= set() if file in damaged else {found[1]}
-    said = [folder.names(i) for i in numbers]
+        elif (image := _IMAGE.match(file)) and file in damaged:
+            broken.add(int(image[1]))
+    every = _marks(folder) | set(numbers)
     # all marks have the same names; older ones have none, and no other records as many files
-    names = next(filter(None, said), [name for name, n in count.items() if n == len(numbers)])
+    names = next(
+        filter(None, map(folder.names, every)),
+        [name for name, n in count.items() if n == len(every)],
+    )
     for i in numbers:
-        if shards[i].issuperset(names) and not folder.sealed(i):
+        if names and i not in broken and shards[i].issuperset(names):
             folder.seal(i, names)

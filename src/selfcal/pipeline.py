@@ -18,16 +18,18 @@ from typing import Any
 from selfcal import clock, memory, stopping
 from selfcal.errors import StoreError
 from selfcal.executor import Executor, open_executor
+from selfcal.files import sync
 from selfcal.lock import LOCK_FILES, RunLock
 from selfcal.mending import WEIGHTS, freed_weights, mend, outcomes, redo, stale, survey
-from selfcal.planning import FORMAT, RECIPE_FILE, Planned, locate, open_run, pin, plan
+from selfcal.planning import FORMAT, RECIPE_FILE, Planned, locate, needed, open_run, pin, plan
 from selfcal.recipe import Recipe
-from selfcal.remote import Read, place_of
+from selfcal.remote import Place, Read, place_of
 from selfcal.reporting import Both, Reporter, Silent
 from selfcal.stage import Work
 from selfcal.store import (
     MANIFEST,
     MARKER,
+    MARKS,
     PARTIAL,
     StageDir,
     explained,
@@ -70,9 +72,9 @@ def execute(
     check(recipe)
     clock.exact = profile
     planned = locate(recipe, run)
-    _refuse_foreign(run)
+    _refuse_foreign(run, planned)
     place = place_of(run)
-    with RunLock(run), _heeding(), place.working(_reads(recipe, planned)):
+    with _heeding(), RunLock(run), place.working(_reads(recipe, planned)):
         _clear_leftovers(run)
         settings = recipe.model_dump(mode="json")
         write_signed(run / RECIPE_FILE, {"format": FORMAT, "recipe": settings})
@@ -85,7 +87,7 @@ def _reads(recipe: Recipe, planned: Sequence[Planned]) -> list[Read]:
     """What each stage reads, for the place of the run."""
     found: dict[str, dict[str, StageDir]] = {}
     for p in planned:
-        own = {name: q.folder for q in planned if (name := q.stage.name) in p.stage.inputs}
+        own = needed(p.stage, planned)
         if recipe.policy.server:  # it serves the adapters of all trainings before
             own |= {k: v for name in p.stage.inputs for k, v in found[name].items()}
         found[p.stage.name] = own
@@ -132,7 +134,7 @@ def _go_through(
     here = [p for p in planned if not p.folder.done or place_of(run).has(p.folder)]
     faults = survey(here, stopping.heed)
     for number, p in enumerate(planned, start=1):
-        why = _mended(p, planned, faults, tell)
+        why = _mended(p, planned, faults, tell, place_of(run))
         if p.folder.done and not why:
             tell.skips(p.stage, reused=False)
         elif _reuse(p, run, reuse, folders):
@@ -140,25 +142,32 @@ def _go_through(
         else:
             stopping.heed()
             tell.begins(p.stage, number, len(planned))
-            seconds = _perform(recipe, run, p, folders, tell, executor, why)
+            seconds = _perform(recipe, run, p, planned, tell, executor, why)
             if profile:
                 _note_profile(run, p, seconds)
 
 
 def _mended(
-    p: Planned, planned: Sequence[Planned], faults: Mapping[str, Sequence[str]], tell: Reporter
+    p: Planned,
+    planned: Sequence[Planned],
+    faults: Mapping[str, Sequence[str]],
+    tell: Reporter,
+    place: Place,
 ) -> Sequence[str]:
     """Make a stage ready to be done again where it must be; gives why."""
     damaged = faults.get(p.stage.name)
     if damaged is not None:
-        tell.mends(p.stage, damaged or [f"{MANIFEST} or {MARKER}"])
+        tell.mends(p.stage, damaged or [f"{MANIFEST}, {MARKER} or {MARKS}/"])
     if not p.folder.done:
         return ()
+    if damaged is not None and not damaged:
+        place.finished(p.folder)
     if damaged:
         mend(p, damaged, planned)
         return damaged
     if why := stale(p, {q.stage.name: q.folder for q in planned}):
         tell.mends(p.stage, why)
+        place.sets_aside(p.folder)
         redo(p, planned)
     return why
 
@@ -175,13 +184,15 @@ def _note_profile(run: Path, p: Planned, seconds: float) -> None:
     write_json(path, known)
 
 
-def _refuse_foreign(run: Path) -> None:
+def _refuse_foreign(run: Path, planned: Sequence[Planned]) -> None:
+    """Refuse a folder with files of others; without its recipe a run is known by its stages."""
     if run.is_file():
         raise StoreError(f"{run} is a file; give a folder for the run")
-    if run.is_dir() and any(run.iterdir()) and not (run / RECIPE_FILE).exists():
-        names = {p.name for p in run.iterdir()} - set(LOCK_FILES)
-        if any(not name.endswith(PARTIAL) for name in names):  # what a kill left is ours
-            raise StoreError(f"{run} is not empty and is no run of selfcal; give another folder")
+    if not run.is_dir() or (run / RECIPE_FILE).exists() or any(p.folder.begun for p in planned):
+        return
+    names = {path.name for path in run.iterdir()} - set(LOCK_FILES)
+    if any(not name.endswith(PARTIAL) for name in names):  # what a kill left is ours
+        raise StoreError(f"{run} is not empty and is no run of selfcal; give another folder")
 
 
 def _clear_leftovers(run: Path) -> None:
@@ -196,18 +207,19 @@ def _perform(
     recipe: Recipe,
     run: Path,
     p: Planned,
-    folders: Mapping[str, StageDir],
+    planned: Sequence[Planned],
     tell: Reporter,
     executor: Executor,
     mended: Sequence[str] = (),
 ) -> float:
     """Do a stage's work; gives the seconds it took."""
     clock.take()
+    folders = {q.stage.name: q.folder for q in planned}
     read, place = outcomes(p, folders), place_of(run)
     inputs = {name: folders[name] for name in p.stage.inputs}
-    for folder in inputs.values():
+    for folder in needed(p.stage, planned).values():
         place.needs(folder)
-    place.takes_up(p.folder)
+    place.takes_up(p.folder, read)
     p.folder.open(read)
     place.opened(p.folder)
     work = Work(run, p.stage, p.folder, inputs, recipe.seed, tell.moves, place.saved)
@@ -225,7 +237,9 @@ def _perform(
 
 
 def _reuse(p: Planned, run: Path, others: Sequence[Path], folders: Mapping[str, StageDir]) -> bool:
+    """Take a stage over from another run that has it; whether one had."""
     for other in others:
+        stopping.heed()
         there = StageDir(other / p.stage.name, p.folder.fingerprint)
         if there.done:
             place_of(other).fetch(there)
@@ -234,21 +248,30 @@ def _reuse(p: Planned, run: Path, others: Sequence[Path], folders: Mapping[str, 
             if p.folder.path.exists():
                 p.folder.open()  # moves other work aside
                 shutil.rmtree(p.folder.path)
-            # under another name at first: a stage that is linked by half must not look begun
-            half = p.folder.path.with_name(f".{p.folder.path.name}{PARTIAL}")
-            shutil.rmtree(half, ignore_errors=True)
-            shutil.copytree(
-                there.path,
-                half,
-                copy_function=_link,
-                # nested stages ("iter-1/dpo" in "iter-1") have manifests of their own
-                ignore=shutil.ignore_patterns(MANIFEST, f"*{PARTIAL}"),
-            )
-            _link(there.path / MANIFEST, half / MANIFEST)
-            half.rename(p.folder.path)
+            with explained("take over", p.folder.path):
+                _take_over(there.path, p.folder.path)
             place_of(run).finished(p.folder)
             return True
     return False
+
+
+def _take_over(source: Path, target: Path) -> None:
+    """Link a stage's folder, or copy it, so that it is there whole or not at all."""
+    # under another name at first: a stage that is linked by half must not look begun
+    half = target.with_name(f".{target.name}{PARTIAL}")
+    shutil.rmtree(half, ignore_errors=True)
+    shutil.copytree(
+        source,
+        half,
+        copy_function=_link,
+        # nested stages ("iter-1/dpo" in "iter-1") have manifests of their own
+        ignore=shutil.ignore_patterns(MANIFEST, f"*{PARTIAL}"),
+    )
+    _link(source / MANIFEST, half / MANIFEST)
+    for folder, _, _ in os.walk(half):
+        sync(Path(folder))
+    half.rename(target)
+    sync(target.parent)
 
 
 def _sound(there: Planned, folders: Mapping[str, StageDir]) -> bool:
@@ -264,6 +287,7 @@ def _link(source: Any, target: Any) -> Any:
         os.link(source, target)
     except OSError:  # another file system
         shutil.copy2(source, target)
+        sync(Path(target))
     return target
 
 

@@ -6,6 +6,7 @@ a changed setting changes just the fingerprints of what depends on it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -174,6 +175,28 @@ def locate(recipe: Recipe, run: Path) -> list[Planned]:
     return planned
 
 
+def needed(stage: Stage, planned: Sequence[Planned]) -> dict[str, StageDir]:
+    """The folders from which a stage reads: its inputs, and where the images of its samples are.
+
+    Samples, and what is written of them, name images in the first stages behind them.
+    """
+    known = {p.stage.name: p for p in planned}
+    found, left = dict.fromkeys(stage.inputs), list(stage.inputs)
+    while left:
+        behind = known[left.pop()].stage.inputs
+        left += [name for name in behind if name not in found]
+        found |= dict.fromkeys(behind)
+    return {
+        name: p.folder
+        for name, p in known.items()
+        if name in stage.inputs or (name in found and not p.stage.inputs and _has_images(p.folder))
+    }
+
+
+def _has_images(folder: StageDir) -> bool:
+    return folder.done and any(file.startswith("images/") for file in folder.manifest()["files"])
+
+
 def open_run(run: Path) -> Recipe:
     """The recipe of a run.
 
@@ -182,7 +205,10 @@ def open_run(run: Path) -> Recipe:
     """
     path = run / RECIPE_FILE
     if not path.exists():
-        raise StoreError(f"{run} is no run of selfcal: it has no {RECIPE_FILE}")
+        raise StoreError(
+            f"{run} is no run of selfcal: it has no {RECIPE_FILE}; if that was deleted, "
+            f"`selfcal run RECIPE --out {run}`, with its own recipe and settings, writes it anew"
+        )
     try:
         found = read_signed(path)
     except StoreError as error:

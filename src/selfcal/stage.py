@@ -260,11 +260,15 @@ class Work:
         return moved
 
     def seal(self, i: int, shards: Shards) -> None:
-        """Write the records of shard `i`, and say that they are whole."""
+        """Write the records of shard `i`, and say that they and its images are whole.
+
+        A stage that writes images item by item puts them into `folder.images(i)` before.
+        """
         for name, (kind, records) in shards.items():
             self.folder.write_shard(name, i, records, kind)
-        self.folder.seal(i, list(shards))
-        self.saved([*(self.folder.shard(name, i) for name in shards), self.folder.mark(i)])
+        names = list(shards)
+        self.folder.seal(i, names)
+        self.saved([*self.folder.files_of(i, names), self.folder.mark(i)])
 
 
 class Writer(Generic[T]):

@@ -5,9 +5,11 @@ A signal asks; whoever works looks between two batches, saves what it has, and r
 
 from __future__ import annotations
 
+import time
 from threading import Event
 
 _wish = Event()
+_LOOK_S = 0.2
 
 
 class Stopped(Exception):
@@ -44,3 +46,16 @@ def heed() -> None:
     """
     if _wish.is_set():
         raise Stopped
+
+
+def pause(seconds: float) -> None:
+    """Wait, unless somebody asks to stop.
+
+    Raises:
+        Stopped: somebody did.
+    """
+    over = time.monotonic() + seconds
+    heed()
+    while (left := over - time.monotonic()) > 0:
+        time.sleep(min(left, _LOOK_S))  # and no wait for the event: a signal's handler sets it
+        heed()

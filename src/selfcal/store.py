@@ -1,22 +1,32 @@
 """A run on disk: records go in, and come out whole or not at all.
 
-Records are Parquet files (see `parquet`), written whole or not at all (see `files`). A stage keeps
-them as shards in a `StageDir`; its manifest is written last, so its existence means the stage is
-done.
+A stage keeps its records (see `records`) as shards in a `StageDir`. A shard's mark is written when
+all its files are there, and the manifest last of all, so its existence means the stage is done.
 """
 
 from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from selfcal import parquet
-from selfcal.clock import spent
+from selfcal.accounts import (
+    MANIFEST,
+    MARKER,
+    MARKS,
+    changed,
+    entry_of,
+    exact_of,
+    inputs_of,
+    is_file_of,
+    is_outcome,
+    said,
+    said_manifest,
+)
 from selfcal.digests import (
     file_digest,
     fingerprint,
@@ -31,8 +41,8 @@ from selfcal.errors import StoreError
 from selfcal.files import (
     JSON,
     PARTIAL,
-    REMAKE,
     explained,
+    is_plain,
     make_folder,
     read_json,
     sync,
@@ -40,6 +50,7 @@ from selfcal.files import (
     write_json,
     write_text,
 )
+from selfcal.records import read_column, read_records, write_records
 
 __all__ = [
     "JSON", "MANIFEST", "MARKER", "MARKS", "PARTIAL", "StageDir", "changed", "explained",
@@ -52,49 +63,6 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 T = TypeVar("T", bound="DataclassInstance")
-
-MANIFEST, MARKER, MARKS = "manifest.json", "stage.json", "shards"
-
-
-def write_records(path: Path, records: Sequence[T], kind: type[T]) -> None:
-    """Write records, all of one kind, as a Parquet file; an empty list is fine.
-
-    Raises:
-        StoreError: The system refused.
-        TypeError: `kind` has a field of a type that has no column, a record is of another kind,
-            or a value does not fit its field.
-    """
-    with spent("disk"):
-        try:
-            data = parquet.encode(records, kind)
-        except TypeError as error:
-            raise TypeError(f"cannot write {path}: {error}") from error
-        write_bytes(path, data)
-
-
-def read_records(path: Path, kind: type[T]) -> list[T]:
-    """Read the records of a file that `write_records` wrote.
-
-    Raises:
-        StoreError: The file is missing, damaged, or holds records of another kind.
-        TypeError: `kind` has a field of a type that has no column.
-    """
-    return _decoded(path, lambda data: parquet.decode(data, kind))
-
-
-def read_column(path: Path, kind: type[T], field: str) -> list[Any]:
-    """Read one field alone of such records, with the errors of `read_records`; much faster."""
-    return _decoded(path, lambda data: parquet.columns(data, kind, field)[0])
-
-
-def _decoded(path: Path, decode: Callable[[bytes], list[Any]]) -> list[Any]:
-    try:
-        with spent("disk"):
-            with explained("read", path):
-                data = path.read_bytes()
-            return decode(data)
-    except ValueError as error:
-        raise StoreError(f"{path} {error}: if it is the right file, {REMAKE}") from error
 
 
 @dataclass(frozen=True)
@@ -112,14 +80,19 @@ class StageDir:
     @property
     def done(self) -> bool:
         """Whether the stage is finished, with this fingerprint; `verify` looks at its files."""
-        return _said(self.path / MANIFEST).get("fingerprint") == self.fingerprint
+        found = said(self.path / MANIFEST)
+        return found.get("fingerprint") == self.fingerprint and "files" in found
+
+    @property
+    def begun(self) -> bool:
+        """Whether the folder is some stage's, of this fingerprint or another: it says so itself."""
+        return any(said(self.path / name) for name in (MARKER, MANIFEST))
 
     def open(self, inputs: Mapping[str, JSON] | None = None) -> None:
         """Prepare the folder for work: keep this fingerprint's shards, move other work aside.
 
         Other work goes to `NAME.old-FINGERPRINT` beside the folder; so does work on inputs that
-        had another outcome. A manifest of this fingerprint is deleted, because the stage is at
-        work again.
+        had another outcome. A manifest is deleted, because the stage is at work again.
 
         Args:
             inputs: what the stage reads, as `finish` takes it.
@@ -135,9 +108,10 @@ class StageDir:
             for leftover in self.path.rglob(f"*{PARTIAL}"):
                 if leftover.is_file():
                     leftover.unlink()
-            (self.path / MANIFEST).unlink(missing_ok=True)
         read = {} if inputs is None else {"inputs": inputs}
         write_signed(self.path / MARKER, {"fingerprint": self.fingerprint, **read})
+        with explained("prepare", self.path):  # after the copy, by which it would be restored
+            (self.path / MANIFEST).unlink(missing_ok=True)
 
     def set_aside(self, name: str = "") -> None:
         """Move the folder to `NAME.old-FINGERPRINT` beside it, in place of what is there.
@@ -155,13 +129,13 @@ class StageDir:
         """Fingerprint of the work that lies here, fit for a file name; None if it is our own."""
         if not (found := list_files(self.path)):
             return None
-        said = [_said(self.path / name) for name in (MARKER, MANIFEST)]
-        if not any(said):  # both gone or damaged: the shards' marks tell as well
-            said = [_said(self.path / name) for name in found if name.startswith(f"{MARKS}/")]
-        prints = [str(s["fingerprint"]) for s in said if s]
+        accounts = [said(self.path / name) for name in (MARKER, MANIFEST)]
+        if not any(accounts):  # both gone or damaged: the shards' marks tell as well
+            accounts = [said(self.path / n) for n in found if n.startswith(f"{MARKS}/")]
+        prints = [account["fingerprint"] for account in accounts if account]
         if not prints:
             return "unknown"  # files that no stage answers for
-        read = next((s["inputs"] for s in said if "inputs" in s), None)
+        read = next((i for i in map(inputs_of, accounts) if i is not None), None)
         if inputs is not None and read is not None and changed(read, inputs):
             return self.fingerprint
         other = next((mark for mark in prints if mark != self.fingerprint), None)
@@ -236,36 +210,49 @@ class StageDir:
         """Give the path of what says that shard `i` is whole, all its records together."""
         return self.path / MARKS / f"{i:05d}.json"
 
+    def images(self, i: int) -> Path:
+        """Give the folder of the images that belong to shard `i`, beside its records."""
+        return self.path / "images" / f"{i:05d}"
+
+    def files_of(self, i: int, names: Sequence[str]) -> list[Path]:
+        """Give the files of shard `i`: its images, and the records of these names.
+
+        Raises:
+            StoreError: The system refused.
+        """
+        folder = self.images(i)
+        images = list_files(folder) if folder.is_dir() else []
+        return [*(folder / image for image in images), *(self.shard(name, i) for name in names)]
+
     def seal(self, i: int, names: Sequence[str]) -> None:
-        """Say that shard `i` is whole: the records of these names, with their digests.
+        """Say that shard `i` is whole: the records of these names, and its images, with digests.
 
         Raises:
             StoreError: The system refused, or one of them is not there.
         """
-        files = [self.shard(name, i) for name in names]
-        entries = {path.name: _entry(path) for path in files}
+        files = self.files_of(i, names)
+        entries = {path.relative_to(self.path).as_posix(): entry_of(path) for path in files}
         write_signed(self.mark(i), {"fingerprint": self.fingerprint, "files": entries})
 
     def names(self, i: int) -> list[str]:
         """Names of the records that shard `i` has by its mark; none if that is damaged or gone."""
-        files = _said(self.mark(i)).get("files", {})
-        return [file.removesuffix(f"-{i:05d}.parquet") for file in files]
+        pattern, mark = re.compile(rf"([a-z][a-z0-9_-]*)-{i:05d}\.parquet"), said(self.mark(i))
+        files = mark.get("files", ()) if mark.get("fingerprint") == self.fingerprint else ()
+        return [shard[1] for shard in map(pattern.fullmatch, files) if shard]
 
     def sealed(self, i: int) -> bool:
         """Whether shard `i` is whole: it is said to be, and its files are what was written then."""
-        try:
-            said = read_signed(self.mark(i))
-            files = {self.path / name: entry for name, entry in said["files"].items()}
-            own = said["fingerprint"] == self.fingerprint
-            return own and all(p.is_file() and _entry(p) == entry for p, entry in files.items())
-        except (StoreError, LookupError, TypeError, AttributeError):
+        mark = said(self.mark(i))
+        if mark.get("fingerprint") != self.fingerprint or "files" not in mark:
             return False
+        with explained("read", self.path):
+            return not self._differing(mark["files"])
 
     def clear(self, shards: Collection[int]) -> None:
-        """Delete what there is of the shards of these numbers, by any name, and their marks.
+        """Delete what there is of the shards of these numbers: records, images and marks.
 
         Raises:
-            StoreError: The system refused.
+            StoreError: The system refused, or a link leads out of the stage.
         """
         with explained("clear", self.path):
             for path in list(self.path.glob("*.parquet")) if shards else ():
@@ -274,6 +261,21 @@ class StageDir:
                     path.unlink()
             for i in shards:
                 self.mark(i).unlink(missing_ok=True)
+                if (images := self.own(self.images(i))).exists():
+                    shutil.rmtree(images)
+
+    def own(self, path: Path) -> Path:
+        """Give the path back: what is to be deleted must lie in the stage.
+
+        Raises:
+            StoreError: A link leads out of the stage.
+        """
+        if not path.parent.resolve().is_relative_to(self.path.resolve()):
+            raise StoreError(
+                f"{path} is not deleted: a link leads out of the stage. Put the files in place of "
+                "the link, then run the same command again: it resumes"
+            )
+        return path
 
     def finish(
         self,
@@ -297,7 +299,8 @@ class StageDir:
             ValueError: A number in `stats` is NaN or infinite.
         """
         own = (name for name in list_files(self.path) if name not in (MARKER, MANIFEST))
-        names = [name for name in own if not name.startswith(f"{MARKS}/")]  # they speak for shards
+        # marks speak for shards; no stage writes names that could not be joined to a folder
+        names = [name for name in own if not name.startswith(f"{MARKS}/") and is_plain(name)]
         with explained("sync", self.path):
             files = [self.path / name for name in names]
             for path in [*files, *{file.parent for file in files}]:
@@ -309,8 +312,8 @@ class StageDir:
             "stats": stats,
             **({} if inputs is None else {"inputs": inputs}),
             **({"mended": list(mended)} if mended else {}),
-            "files": {name: _entry(self.path / name) for name in names},
-            "exact": {n: _exact(self.path / n) for n in names if n.endswith(".parquet")},
+            "files": {name: entry_of(self.path / name) for name in names},
+            "exact": {n: exact_of(self.path / n) for n in names if n.endswith(".parquet")},
         }
         self.sign(manifest)
 
@@ -321,32 +324,38 @@ class StageDir:
             StoreError: The system refused.
             ValueError: A number in it is NaN or infinite.
         """
-        copy: dict[str, JSON] = {"fingerprint": self.fingerprint, "manifest": manifest}
+        # the copy may be all that is left: what the stage has read stands where `open` looks for it
+        read = {key: manifest[key] for key in ("inputs",) if key in manifest}
+        copy = {"fingerprint": self.fingerprint, **read, "manifest": manifest}
         write_signed(self.path / MARKER, copy)
         write_signed(self.path / MANIFEST, manifest)
 
     def restore(self) -> bool:
-        """Write a damaged manifest anew by its copy, and a damaged copy by the manifest.
+        """Write a damaged or missing manifest anew by its copy, or a damaged copy by the manifest.
 
-        A manifest that is missing is left so: the stage is not finished.
+        In place of a manifest that is missing the copy counts only if all files are as it says:
+        `open` takes the copy away before the manifest.
 
         Returns:
             Whether something was damaged and is whole again.
 
         Raises:
-            StoreError: The system refused.
+            StoreError: The system refused, or a file is not readable.
         """
-        manifest, marker = self.path / MANIFEST, self.path / MARKER
-        if not manifest.exists():
-            return False
-        kept, copy = _said(manifest), _said(marker).get("manifest", {})
-        if kept.get("fingerprint") == self.fingerprint and not _said(marker):
+        marker = said(self.path / MARKER)
+        copy = marker.get("manifest", {})
+        if self.done:
+            kept = self.manifest()
+            if marker.get("fingerprint") == self.fingerprint and copy in ({}, kept):
+                return False
             self.sign(kept)
             return True
-        if not kept and copy.get("fingerprint") == self.fingerprint:
-            self.sign(copy)
-            return True
-        return False
+        if said(self.path / MANIFEST) or copy.get("fingerprint") != self.fingerprint:
+            return False
+        if not (self.path / MANIFEST).exists() and self._differing(copy["files"]):
+            return False
+        self.sign(copy)
+        return True
 
     def manifest(self) -> dict[str, Any]:
         """Read the manifest: `fingerprint`, `written`, `seconds`, `stats` and `files`.
@@ -354,11 +363,7 @@ class StageDir:
         Raises:
             StoreError: There is none, or it is damaged.
         """
-        found = read_signed(path := self.path / MANIFEST)
-        files = found.get("files")
-        if not isinstance(files, dict) or not all(isinstance(e, dict) for e in files.values()):
-            raise StoreError(f"{path} is no manifest: {REMAKE}")
-        return found
+        return said_manifest(self.path / MANIFEST)
 
     def outcome(self) -> dict[str, JSON]:
         """Name what the finished stage has come to, by two digests: see `changed`.
@@ -368,7 +373,7 @@ class StageDir:
         """
         manifest = self.manifest()
         every = manifest["files"] | manifest.get("freed", {})
-        files = {n: e["sha256"] for n, e in sorted(every.items()) if not _is_aside(n)}
+        files = {n: e["sha256"] for n, e in sorted(every.items()) if is_outcome(n)}
         named: dict[str, JSON] = {"bytes": fingerprint(files)}
         if "exact" in manifest:
             named["exact"] = fingerprint(files | manifest["exact"])
@@ -383,56 +388,13 @@ class StageDir:
         Raises:
             StoreError: There is no manifest, or a file is not readable.
         """
+        return self._differing(self.manifest()["files"], by_size)
+
+    def _differing(
+        self, files: Mapping[str, Mapping[str, JSON]], by_size: Collection[str] = ()
+    ) -> list[str]:
         return [
             name
-            for name, entry in self.manifest()["files"].items()
-            if not _is(self.path / name, entry, name.split("/")[0] in by_size)
+            for name, entry in files.items()
+            if not is_file_of(self.path / name, entry, name.split("/")[0] in by_size)
         ]
-
-
-def changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Name the stages of which both know an outcome, and not the same one.
-
-    It is the same if all bytes are, or all but the last digits of numbers: what is computed anew
-    beside other samples is rounded otherwise.
-    """
-    return [
-        stage
-        for stage in before.keys() & now.keys()
-        if not before[stage].items() & now[stage].items()
-    ]
-
-
-def _is_aside(name: str) -> bool:
-    """Whether a file is no part of a stage's outcome."""
-    # older manifests name marks, too; PEFT writes paths there, and sets in any order
-    strange = ("adapter/README.md", "adapter/adapter_config.json")
-    return name.startswith(("trl/", f"{MARKS}/")) or name in strange
-
-
-def _exact(path: Path) -> str:
-    with explained("read", path):
-        data = path.read_bytes()
-    try:
-        return parquet.exact_digest(data)
-    except ValueError as error:
-        raise StoreError(f"{path} {error}: {REMAKE}") from error
-
-
-def _is(path: Path, entry: Mapping[str, JSON], by_size: bool) -> bool:
-    if not path.is_file() or path.stat().st_size != entry["size"]:
-        return False
-    return by_size or file_digest(path) == entry["sha256"]
-
-
-def _entry(path: Path) -> dict[str, JSON]:
-    return {"sha256": file_digest(path), "size": path.stat().st_size}
-
-
-def _said(path: Path) -> dict[str, Any]:
-    """What a manifest, a marker or a mark says; nothing if it is missing or damaged."""
-    try:
-        found = read_signed(path)
-    except StoreError:
-        return {}
-    return found if isinstance(found.get("fingerprint"), str) else {}

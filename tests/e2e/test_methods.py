@@ -263,7 +263,7 @@ def killed(recipe: Recipe, folder: Path, base: Done) -> None:
     with pytest.raises(Killed):
         execute(recipe, folder, KilledAt("iter-1/candidates", 11), reuse=(base.run,))
     marks = [p.name for p in (folder / "iter-1/candidates/shards").iterdir()]
-    assert marks == ["00000"]
+    assert marks == ["00000.json"]
 
 
 def resumed(recipe: Recipe, folder: Path) -> Told:

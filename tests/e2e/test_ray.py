@@ -23,14 +23,17 @@ from selfcal.executor.room import ClusterError
 from selfcal.executor.worker import Share
 from selfcal.pipeline import execute, locate
 from selfcal.planning import Planned
-from selfcal.recipe import Recipe
-from selfcal.stage import Stage
+from selfcal.recipe import RayExecutor, Recipe
+from selfcal.stage import Stage, Work
+from selfcal.store import StageDir
+from selfcal.types import Drop
 
 ray = pytest.importorskip("ray")
 
 from ray.cluster_utils import Cluster  # noqa: E402
 
-from selfcal.executor.ray import Foreman, StageWorker, _told, open_cluster  # noqa: E402
+from selfcal.executor.foreman import Foreman  # noqa: E402
+from selfcal.executor.ray import StageWorker, _told, open_cluster  # noqa: E402
 
 # Ray's own business: it leaves sockets and pipes of its processes to the garbage collector
 pytestmark = [
@@ -313,8 +316,9 @@ def test_a_guided_search_and_rewards_are_the_same_on_workers(
     cluster: Cluster, tmp_path: Path
 ) -> None:
     """CSR: a model beside the policy, whose memory of sentences must not carry over."""
-    cluster.add_node(num_cpus=1)
+    node = cluster.add_node(num_cpus=1)
     cluster.wait_for_nodes()
+    own = ("reward/start", "iter-1/candidates")
     settings = (
         "method=csr",
         "search.keep=top_bottom",
@@ -323,8 +327,13 @@ def test_a_guided_search_and_rewards_are_the_same_on_workers(
         "evaluate.splits=[dev]",
     )
     found = []
-    for name, more in {"here": [], "ray": ["executor=ray", "executor.workers=2"]}.items():
-        recipe, run = small(*settings, *more), tmp_path / name
+    for workers in (0, 1, 2):
+        more = ["executor=ray", f"executor.workers={workers}"] if workers else []
+        recipe, run = small(*settings, *more), tmp_path / str(workers)
+        if workers == 2:
+            shutil.copytree(tmp_path / "1", run)
+            for stage in own:
+                shutil.rmtree(run / stage)
 
         class Enough(Told):
             def begins(self, stage: Stage, number: int, of: int) -> None:
@@ -334,11 +343,82 @@ def test_a_guided_search_and_rewards_are_the_same_on_workers(
 
         with pytest.raises(stopping.Stopped):
             execute(recipe, run, Enough())
-        folders = [planned(recipe, run, s).folder for s in ("reward/start", "iter-1/candidates")]
+        folders = [planned(recipe, run, s).folder for s in own]
         found.append([near(_table(f.path)) for f in folders])
         stats: Mapping[str, Any] = folders[0].manifest()["stats"]
         assert stats["responses"] and stats["relevance"] > 0
+    cluster.remove_node(node)
     assert found[0] == found[1]
+    assert records(tmp_path / "1", own) == records(tmp_path / "2", own)
+
+
+class UpTo(Told):
+    """Stops before another stage than this one is begun; may ask to stop when this one is."""
+
+    def __init__(self, stage: str, ask: bool = False) -> None:
+        super().__init__()
+        self.stage, self.ask = stage, ask
+
+    def begins(self, stage: Stage, number: int, of: int) -> None:
+        super().begins(stage, number, of)
+        if stage.name != self.stage:
+            raise stopping.Stopped
+        if self.ask:
+            stopping.ask()
+
+
+def test_two_ranks_heed_a_stop_and_go_on_to_the_weights_of_one_process(
+    cluster: Cluster, undisturbed: Undisturbed, tmp_path: Path
+) -> None:
+    from safetensors.numpy import load_file
+
+    run = without(["rft"], undisturbed, tmp_path / "run")
+    node = cluster.add_node(num_cpus=1)
+    cluster.wait_for_nodes()
+    recipe = on_ray(1, "executor.ranks=2", "dpo.micro_batch_size=2")
+    for told in (UpTo("rft", ask=True), UpTo("rft")):
+        stopping.forget()
+        with pytest.raises(stopping.Stopped):
+            execute(recipe, run, told)
+        assert told.begun[0] == "rft"
+        assert told.ended == ([] if told.ask else ["rft"])
+    cluster.remove_node(node)
+    assert not list((run / "rft").glob("outcome.json"))
+    weights = "rft/checkpoint/model.safetensors"
+    own, other = load_file(run / weights), load_file(undisturbed.run / weights)
+    assert own.keys() == other.keys()
+    assert max(float(abs(own[name] - other[name]).max()) for name in own) < 1e-5
+
+
+def test_more_ranks_than_fit_are_refused_before_anything_is_begun(cluster: Cluster) -> None:
+    said = r"executor.ranks: 64 with 1 CPUs each do not fit: .*; set executor.ranks=\d"
+    with pytest.raises(ClusterError, match=said), open_cluster(RayExecutor(ranks=64)):
+        pass
+
+
+def test_a_stop_is_heeded_while_workers_wait_for_room(cluster: Cluster, tmp_path: Path) -> None:
+    class Hog:
+        def is_there(self) -> bool:
+            return True
+
+    cores = int(ray.cluster_resources()["CPU"])
+    hogs = [ray.remote(Hog).options(num_cpus=1).remote() for _ in range(cores)]
+    assert all(ray.get([hog.is_there.remote() for hog in hogs]))
+
+    def run(work: Work) -> Mapping[str, Any]:
+        work.map(list("ab"), 1, lambda part: {"drops": (Drop, [])})
+        return {}
+
+    stage = Stage("s", (), {}, run, 1, "items", "x", "workers")
+    folder = StageDir(tmp_path / "s", "f")
+    folder.open()
+    work = Work(tmp_path, stage, folder, {}, 1)
+    stopping.ask()
+    recipe = on_ray(1)
+    with pytest.raises(stopping.Stopped), open_cluster(RayExecutor()) as executor:
+        executor.run(recipe, work)
+    for hog in hogs:
+        ray.kill(hog)
 
 
 def _table(folder: Path) -> dict[str, Any]:
@@ -350,8 +430,11 @@ def _table(folder: Path) -> dict[str, Any]:
 def test_a_shard_is_begun_so_often_and_never_once_all_shall_stop() -> None:
     foreman = Foreman()
     assert [foreman.begins(i) for i in (3, 4, 3, 3)] == [1, 1, 2, 3]
-    foreman.stop()
+    assert not foreman.stop()  # two are in work
     assert [foreman.begins(i) for i in (3, 5)] == [0, 0]
+    foreman.ends(3)
+    foreman.ends(4)
+    assert foreman.stop()
 
 
 def test_a_shard_whose_workers_all_die_over_it_is_given_up(
@@ -372,8 +455,6 @@ def test_a_shard_whose_workers_all_die_over_it_is_given_up(
 def test_no_cluster_is_waited_for_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "shutdown", lambda: None)
-    from selfcal.recipe import RayExecutor
-
     for address, why in [
         ("127.0.0.1:1", "Connection refused"),
         ("ray://127.0.0.1:1", "on a machine of the cluster"),

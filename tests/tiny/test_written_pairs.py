@@ -82,7 +82,11 @@ def test_povid_spoils_text_and_image(
         assert p.rejected_image.startswith("iter-1/pairs/images/")  # the run can be moved
         expected = noise(load_image(Path(s.image)), 4, f"0|{STAGE}|{s.id}")
         assert load_image(tmp_path / p.rejected_image).tobytes() == expected.tobytes()
+        assert (tmp_path / p.rejected_image).parent == work.folder.images(0)
     assert len({p.rejected_image for p in made}) == 12
+    assert work.folder.sealed(0)
+    (tmp_path / made[3].rejected_image).unlink()
+    assert not work.folder.sealed(0)
     texts = [t for p in made for t in (p.chosen, p.rejected)]
     assert stats == {"pairs": 12, "drops": {}, "tokens": tokens(policy_folder, texts)}
 
@@ -114,7 +118,7 @@ def test_a_killed_stage_goes_on_to_the_same_pairs(
     budget: int | None,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("selfcal.methods.parts.writing._SHARD", 3)
+    monkeypatch.setattr("selfcal.methods.parts.writing.SHARD", 3)
     own = recipe("povid", policy_folder, budget=budget)
     whole = work_of(own, tmp_path / "whole", samples)
     figures = whole.stage.run(whole)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,6 +22,10 @@ from selfcal.train.checkpoints import (
 )
 
 
+def carried(loss: float, **other: Any) -> dict[str, Any]:
+    return {"loss": loss, "logged": 1, "tokens": 8, "metrics": {"entropy": [0.5, 1]}} | other
+
+
 def made(trl: Path, step: int, sealed: bool = True) -> Path:
     folder = trl / f"checkpoint-{step}"
     (folder / "deep").mkdir(parents=True)
@@ -28,7 +33,7 @@ def made(trl: Path, step: int, sealed: bool = True) -> Path:
     (folder / "optimizer.pt").write_bytes(bytes(range(256)) * step)
     (folder / "deep" / "part.bin").write_bytes(b"x" * 10)
     if sealed:
-        seal(folder, {"loss": step / 2})
+        seal(folder, carried(step / 2))
     return folder
 
 
@@ -39,7 +44,7 @@ def test_the_newest_whole_checkpoint_is_taken_up_by_its_step_not_its_name(tmp_pa
     found = last_checkpoint(tmp_path)
     assert found == str(tmp_path / "checkpoint-100")
     assert (step_of(found), step_of(None)) == (100, 0)
-    assert carried_by(found) == {"loss": 50.0}
+    assert carried_by(found) == carried(50.0)
     assert carried_by(None) == {}
 
 
@@ -58,6 +63,9 @@ DAMAGE = {
     "cut digests": lambda c: (c / DIGESTS).write_text('{"files": {'),
     "digests of another kind": lambda c: (c / DIGESTS).write_text("[1]"),
     "odd digests": lambda c: (c / DIGESTS).write_text('{"files": {"optimizer.pt": 3}}'),
+    "a changed digit of what is carried": lambda c: (c / DIGESTS).write_text(
+        (c / DIGESTS).read_text().replace('"tokens": 8', '"tokens": 9')
+    ),
 }
 
 
@@ -70,6 +78,29 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path: Path, 
     assert last_checkpoint(tmp_path) == str(before)
     DAMAGE[what](before)
     assert last_checkpoint(tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"loss": 1.0},
+        carried(float("nan")),
+        carried(1.0, tokens="8"),
+        carried(1.0, logged=None),
+        carried(1.0, metrics=[]),
+        carried(1.0, metrics={"entropy": 1}),
+        carried(1.0, metrics={"entropy": ["x"]}),
+        [],
+    ],
+)
+def test_a_checkpoint_that_carries_something_else_is_passed_over(tmp_path: Path, odd: Any) -> None:
+    folder = made(tmp_path, 2)
+    said = json.loads((folder / DIGESTS).read_text())
+    del said["own_digest"]  # as from before there was one
+    (folder / DIGESTS).write_text(json.dumps(said))
+    assert whole(folder)
+    (folder / DIGESTS).write_text(json.dumps(said | {"carried": odd}))
+    assert not whole(folder)
 
 
 def test_the_digests_are_those_of_the_files(tmp_path: Path) -> None:

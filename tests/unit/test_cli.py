@@ -587,7 +587,9 @@ def test_run_that_a_library_stops(stages: list[Stage], recipe_file: Path, tmp_pa
     assert signal.getsignal(signal.SIGINT) is before
 
 
-def run_with_signals(recipe: Path, run: Path, *numbers: int) -> subprocess.CompletedProcess[str]:
+def run_with_signals(
+    recipe: Path, run: Path, *numbers: int, first: str = ""
+) -> subprocess.CompletedProcess[str]:
     """A run of two stages, in whose first one these signals come."""
     code = (
         "import os, signal\n"
@@ -597,6 +599,7 @@ def run_with_signals(recipe: Path, run: Path, *numbers: int) -> subprocess.Compl
         "from selfcal.executor import base as executor\n"
         "from selfcal.stage import Stage\n"
         "def stop(work):\n"
+        f"    {first or 'pass'}\n"
         f"    for number in {list(map(int, numbers))}: os.kill(os.getpid(), number)\n"
         "    return {'pairs': 3}\n"
         "class Method:\n"
@@ -626,6 +629,21 @@ def test_a_signal_stops_a_run_after_the_work_in_hand(
     assert not (run / ".lock-holder").exists()
     shown = call("status", run)
     assert f"Next: selfcal run --out '{run}'" in flat(shown.output)
+
+
+GONE = "r, w = os.pipe(); os.close(r); os.dup2(w, 2)"
+"""Standard error is a pipe that nobody reads, such as to a `tee` that Ctrl-C has ended."""
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_signal_stops_a_run_that_nobody_listens_to(
+    recipe_file: Path, tmp_path: Path, times: int
+) -> None:
+    run = tmp_path / "run"
+    done = run_with_signals(recipe_file, run, *[signal.SIGINT] * times, first=GONE)
+    assert done.returncode == (0 if times == 1 else 130)
+    assert ("one: done" in done.stdout) is (times == 1) and "two" not in done.stdout
+    assert (run / "one" / "manifest.json").exists() is (times == 1)
 
 
 def test_a_second_signal_leaves_at_once(recipe_file: Path, tmp_path: Path) -> None:

@@ -100,6 +100,7 @@ STUBS = {
     "selfcal": """
         trap 'echo saved > "$HERE/saved"; exit 0' TERM
         echo "$*" > "$HERE/selfcal.said"
+        until [[ $(wc -l < "$HERE/ray.said") -ge 2 ]]; do sleep 0.1; done
         [[ $RUN == long ]] || exit "$RUN"
         sleep 30 & wait""",
 }

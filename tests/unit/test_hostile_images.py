@@ -194,3 +194,25 @@ def test_a_folder_of_shards_has_no_pipes(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "b.jsonl")
     samples, _ = read_samples(tmp_path)
     assert [s.id for s in samples] == ["a"]
+
+
+def test_pixels_spelled_out_in_text_are_not_read() -> None:
+    for kind in (b"P1", b"P2", b"P3"):
+        assert reason(kind + b"\n1 1\n255\n1 1 1\n") == "image-broken"
+    for before in (b"P6\n" + b"#\n" * 1000, b"P6 1 1" + b" " * 1000, b"P6 1 #" + b"x" * 1000):
+        assert reason(before + b"\n1 1\n255\nabc") == "image-broken"
+    assert reason(b"P6\n# made by hand\n1 1\n255\nabc") is None
+    assert reason(b"P4 8 1\nx") is None
+    assert reason(b"Pf 1 1 -1.0\n\0\0\0\0") is None
+
+
+def test_a_jpeg_of_many_scans_is_broken() -> None:
+    whole = saved("JPEG", (64, 64), progressive=True)
+    start = whole.index(b"\xff\xda")
+    assert reason(whole) is None
+    # a scan's header and what follows up to the next marker, over and over
+    end = whole.index(b"\xff", start + 2)
+    assert reason(whole[:end] + whole[start:end] * 101 + whole[end:]) == "image-broken"
+    assert reason(whole + b"\xff\xda" * 200) is None  # behind its end: a film, perhaps
+    thumbnails = b"\xff\xec\0\x06abcd" * 10_001
+    assert reason(whole[:2] + thumbnails + whole[2:]) == "image-broken"

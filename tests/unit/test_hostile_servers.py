@@ -119,17 +119,155 @@ def test_a_compressed_bomb_is_not_unpacked(raw: Callable[[Sends], str]) -> None:
     assert asked == ["identity"] * 2
 
 
-def test_a_slow_drip_is_given_up(raw: Callable[[Sends], str]) -> None:
+OK = b"HTTP/1.1 200 OK\r\n"
+CHUNKED = OK + b"Transfer-Encoding: chunked\r\n\r\n"
+DRIPS = {
+    "body": (OK + b"Content-Length: 1000000\r\n\r\n", b" "),
+    "status": (b"", b"H"),
+    "interim": (b"", b"HTTP/1.1 103 Early Hints\r\n\r\n"),
+    "headers": (OK, b"X: y\r\n"),
+    "chunks": (CHUNKED, b"1\r\n \r\n"),
+    "extension": (CHUNKED + b"5;a=", b"x"),
+    "trailers": (CHUNKED + b"0\r\n", b"X: y\r\n"),
+}
+"""What is sent at once, and what follows on it bit by bit."""
+
+
+@pytest.mark.parametrize("kind", DRIPS)
+def test_no_drip_holds_a_request_beyond_its_time(raw: Callable[[Sends], str], kind: str) -> None:
     over = threading.Event()
 
     def sends(request: http.server.BaseHTTPRequestHandler) -> None:
-        head(request, Content_Length="1000000")
+        at_once, bit = DRIPS[kind]
+        request.wfile.write(at_once)
         while not over.wait(0.05):
-            request.wfile.write(b" ")
+            request.wfile.write(bit)
 
     said = both(raw(sends), timeout=0.3)
     over.set()
-    assert all("sent its reply over more than 0.3 s" in one for one in said)
+    assert all("no reply within 0.3 s" in one for one in said)
+
+
+def test_each_request_of_a_connection_has_its_own_time(serve: Serve, key: str) -> None:
+    from time import sleep
+
+    server = serve(completion("fine"), completion("fine"), completion("fine"))
+    with ChatClient(server.url, "m", "MY_KEY", timeout=0.8, retries=0) as client:
+        for _ in range(3):
+            assert client.ask(ASKED) == "fine"
+            sleep(0.4)
+
+
+@pytest.mark.parametrize("spelled", [KEY, "".join(f"\\u{ord(c):04x}" for c in KEY)])
+def test_a_key_in_a_reply_is_cut_out_of_it(
+    serve: Serve, key: str, spelled: str, tmp_path: Path
+) -> None:
+    token = {"token": spelled, "logprob": -0.5}
+    first = {"content": [{**token, "top_logprobs": [token]}]}
+    body = {
+        "choices": [{"index": 0, "message": {"content": f"so {spelled} it is"}, "logprobs": first}]
+    }
+    server = serve((200, {}, json.dumps(body).encode()))
+    keeping = Keeping(Ledger(tmp_path / "ledger.jsonl", "s"), Cache(tmp_path / "replies.sqlite"))
+    with ChatClient(server.url, "m", "MY_KEY", keeping=keeping) as client:
+        reply = client.reply(ASKED, logprobs=1)
+    assert reply.text == "so *** it is" and reply.first_tokens == ({"***": -0.5},)
+    kept = b"".join(path.read_bytes() for path in tmp_path.iterdir())
+    assert key.encode() not in kept and b"***" in kept
+    settings = ServerSettings(base_url=server.url, api_key_env="MY_KEY", retries=0)
+    with Connection(settings) as connection:
+        found = connection.ask({"model": "m", "messages": ASKED}).result()
+    assert found.draws[0].text == "so *** it is"
+
+
+def test_a_reply_without_the_key_stays_as_it_is(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = 'EMPTY \\u0041 \\"x\\" C:\\/'
+    for own in ("EMPTY", KEY):  # a word of one's own server is no secret
+        monkeypatch.setenv("MY_KEY", own)
+        with ChatClient(serve(completion(said)).url, "m", "MY_KEY") as client:
+            assert client.ask(ASKED) == said
+
+
+@pytest.mark.parametrize("counts", [(10**400, 1), (2**63, 1), (1, 2**40), (True, 1), (-1, 1)])
+def test_counts_of_tokens_that_cannot_be_are_estimated(
+    serve: Serve, key: str, tmp_path: Path, counts: tuple[int, int]
+) -> None:
+    usage = dict(zip(("prompt_tokens", "completion_tokens"), counts, strict=True))
+    body = {"choices": [{"message": {"content": "ab"}}], "usage": usage}
+    server = serve((200, {}, json.dumps(body).encode()))
+    path = tmp_path / "ledger.jsonl"
+    with ChatClient(server.url, "m", keeping=Keeping(Ledger(path, "s"))) as client:
+        assert client.ask(ASKED) == "ab"
+        assert client.spent.reply_tokens == 3  # its bytes, and its end
+    assert Ledger(path).spent.requests == 1
+
+
+def test_a_server_that_counts_too_much_does_not_eat_the_budget_at_once(serve: Serve) -> None:
+    body = {"choices": [{"message": {"content": "ab"}}],
+            "usage": {"prompt_tokens": 10**6, "completion_tokens": 1}}  # fmt: skip
+    server = serve((200, {}, json.dumps(body).encode()), completion("cd"))
+    with ChatClient(server.url, "m", keeping=Keeping(Ledger(tokens=2 * 10**6))) as client:
+        assert [client.ask(ASKED), client.ask(ASKED)] == ["ab", "cd"]
+        assert client._longer == 100
+
+
+@pytest.mark.parametrize("url", ["http://api.example.com/v1", "http://8.8.8.8:80/v1"])
+def test_no_key_goes_over_a_public_network_in_the_clear(key: str, url: str) -> None:
+    with pytest.raises(ChatError, match="the key would go over http") as caught:
+        ChatClient(url, "m", "MY_KEY")
+    assert key not in str(caught.value)
+    with pytest.raises(ServerError, match="the key would go over http"):
+        Connection(ServerSettings(base_url=url, api_key_env="MY_KEY"))
+    ChatClient(url, "m", "").close()  # without a key it may
+
+
+@pytest.mark.parametrize(
+    "host", ["127.0.0.1", "localhost", "10.0.0.5", "gpu-1", "vllm.ns.svc", "[::1]", "[fd00::1]"]
+)
+def test_a_key_may_go_over_ones_own_network(key: str, host: str) -> None:
+    ChatClient(f"http://{host}:8000/v1", "m", "MY_KEY").close()
+
+
+def replied(**changes: object) -> dict[str, object]:
+    token = {"token": "token_id:5", "logprob": -0.1}
+    choice = {"index": 0, "message": {"content": "a"}, "finish_reason": "stop",
+              "stop_reason": None, "logprobs": {"content": [token]}}  # fmt: skip
+    return {"choices": [{**choice, **changes}]}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        replied(message={"content": ["a"]}),
+        replied(finish_reason=7),
+        replied(stop_reason=[1]),
+        replied(logprobs={"content": [{"token": "token_id:4294967296", "logprob": 0}]}),
+        replied(logprobs={"content": [{"token": "token_id:-1", "logprob": 0}]}),
+        replied(logprobs={"content": [{"token": "token_id:1_0", "logprob": 0}]}),
+        replied(logprobs={"content": [{"token": "token_id:1", "logprob": -1e300}]}),
+        {**replied(), "usage": {"prompt_tokens": 2**70}},
+    ],
+)
+def test_draws_of_no_sense_are_errors_of_the_server(serve: Serve, body: object) -> None:
+    server = serve((200, {}, json.dumps(body).encode()))
+    settings = ServerSettings(base_url=server.url, retries=0)
+    with Connection(settings) as connection, pytest.raises(ServerError, match="no chat completion"):
+        connection.ask({"model": "m", "messages": ASKED}).result()
+
+
+@pytest.mark.parametrize(
+    "card",
+    [{"id": 7}, {"id": "m", "root": ["/x"]}, {"id": "m", "root": "a\0b"},
+     {"id": "m", "max_model_len": "long"}, {"id": "m", "max_model_len": 2**80},
+     {"id": "x" * 5000}],
+)  # fmt: skip
+def test_models_of_no_sense_are_errors_of_the_server(card: object) -> None:
+    from selfcal.search.server import _cards, _read
+
+    with pytest.raises(ServerError, match="nothing"):
+        _read(json.dumps({"data": [card]}), lambda data: _cards(data, str), "nothing", str)
 
 
 def test_headers_without_an_end_are_given_up(raw: Callable[[Sends], str]) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,12 +13,14 @@ import pytest
 
 from e2e.runs import Told
 from selfcal import memory, pipeline, planning, stopping
+from selfcal.digests import list_files, read_signed, write_signed
 from selfcal.errors import StoreError
 from selfcal.executor import base
 from selfcal.recipe import Recipe
 from selfcal.stage import Shards, Stage, Work
 from selfcal.store import MANIFEST, MARKER, StageDir
 from selfcal.types import Drop, WrittenRap
+from selfcal.upkeep.verify import verify_run
 
 N = 10
 
@@ -173,7 +177,7 @@ def test_a_number_that_was_changed_in_a_manifest_is_no_longer_believed(
 def test_weights_are_compared_in_full_only_where_they_are_read(chain: Chain, run: Path) -> None:
     flip(run / "three" / "checkpoint" / "model")
     assert again(run).begun == []
-    (run / "four" / MANIFEST).unlink()
+    shutil.rmtree(run / "four")
     told = again(run)
     assert told.mended == {"three": ["checkpoint/model"]}
     assert told.begun == ["three", "four"]
@@ -195,6 +199,190 @@ def test_shards_made_of_another_outcome_are_not_gone_on_with(chain: Chain, run: 
     folder.open({"zero": {"bytes": "b"}})
     assert not folder.sealed(0)
     assert (run / "one.old-ffff").is_dir()
+
+
+def rewrite(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    """Change an account as somebody would who knows how it is signed."""
+    found = read_signed(path)
+    change(found)
+    write_signed(path, found)
+
+
+@pytest.mark.parametrize("name", ["../../victim.txt", "/{tmp}/victim.txt", "..", "a\\b", "a\0", ""])
+def test_no_account_leads_out_of_its_stage(
+    chain: Chain, run: Path, tmp_path: Path, name: str
+) -> None:
+    victim = tmp_path / "victim.txt"
+    victim.write_text("mine")
+    entry = {name.format(tmp=tmp_path): {"sha256": "0" * 64, "size": 0}}
+    rewrite(run / "one" / MANIFEST, lambda said: said["files"].update(entry))
+    assert not StageDir(run / "one", read_signed(run / "one" / MARKER)["fingerprint"]).done
+    rewrite(run / "one" / MARKER, lambda said: said["manifest"]["files"].update(entry))
+    rewrite(run / "one" / "shards" / "00001.json", lambda said: said["files"].update(entry))
+    again(run)
+    assert victim.read_text() == "mine"
+    assert chain.made == [3, 4, 5]  # the other marks are believed
+
+
+def test_what_a_link_leads_out_of_a_stage_is_not_deleted(
+    chain: Chain, run: Path, tmp_path: Path
+) -> None:
+    outside, folder = tmp_path / "outside", run / "one"
+    outside.mkdir()
+    (outside / "a.png").write_text("mine")
+    (folder / "images").symlink_to(outside)
+    entry = {"images/a.png": {"sha256": "0" * 64, "size": 4}}
+    rewrite(folder / MANIFEST, lambda said: said["files"].update(entry))
+    with pytest.raises(StoreError, match=r"images/a\.png is not deleted: a link leads out"):
+        again(run)
+    assert (outside / "a.png").read_text() == "mine"
+
+
+@pytest.mark.parametrize("file", [MANIFEST, MARKER])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda said: said.update(files=7, manifest=7),
+        lambda said: said.update(files={"a": []}, manifest=[]),
+        lambda said: said.update(files={"a": {"sha256": 1, "size": "x"}}, manifest={"files": {}}),
+        lambda said: said.update(inputs=["one"]),
+        lambda said: said.update(inputs={"one": "x"}),
+        lambda said: said.update(exact=[], manifest=None),
+        lambda said: said.update(stats=None, freed=3, manifest={"files": 1}),
+        lambda said: said.update(fingerprint=["a"]),
+        lambda said: said.clear(),
+    ],
+)
+def test_an_account_of_another_form_counts_as_damaged(
+    chain: Chain, run: Path, file: str, change: Callable[[dict[str, Any]], Any]
+) -> None:
+    before = (run / "two" / MANIFEST).read_text()
+    rewrite(run / "two" / file, change)
+    assert verify_run(run).findings
+    told = again(run)
+    assert list(told.mended) == ["two"] and told.begun == []
+    assert (run / "two" / MANIFEST).read_text() == before
+    assert verify_run(run).sound
+
+
+@pytest.mark.parametrize("damage", [cut, lambda path: path.write_text("{}"), "other", "digest"])
+def test_a_damaged_mark_of_a_sound_stage_is_written_anew(
+    chain: Chain, run: Path, damage: Any
+) -> None:
+    mark = run / "one" / "shards" / "00001.json"
+    before = mark.read_text()
+    if damage == "other":
+        rewrite(mark, lambda said: said.update(fingerprint="ffff"))
+    elif damage == "digest":
+        rewrite(mark, lambda said: said["files"]["raps-00001.parquet"].update(sha256="00"))
+    else:
+        damage(mark)
+    assert not verify_run(run).sound
+    told = again(run)
+    assert list(told.mended) == ["one"] and told.begun == []
+    assert mark.read_text() == before and verify_run(run).sound
+
+
+def test_a_copy_that_disagrees_with_its_manifest_is_written_anew(chain: Chain, run: Path) -> None:
+    path = run / "two" / MARKER
+    before = path.read_text()
+    rewrite(path, lambda said: said["manifest"]["stats"].update(raps=7))
+    assert not verify_run(run).sound
+    again(run)
+    assert path.read_text() == before and verify_run(run).sound
+
+
+@pytest.mark.parametrize("stage", ["one", "three"])
+def test_a_deleted_manifest_is_restored_if_all_its_files_are_there(
+    chain: Chain, run: Path, stage: str
+) -> None:
+    before = (run / stage / MANIFEST).read_text()
+    (run / stage / MANIFEST).unlink()
+    told = again(run)
+    assert list(told.mended) == [stage] and told.begun == []
+    assert (run / stage / MANIFEST).read_text() == before
+
+
+def test_a_deleted_manifest_is_not_restored_over_damaged_files(chain: Chain, run: Path) -> None:
+    flip(run / "one" / "raps-00001.parquet")
+    (run / "one" / MANIFEST).unlink()
+    assert again(run).begun == ["one"]
+    assert chain.made == [3, 4, 5]
+
+
+def test_a_stage_that_was_opened_is_at_work_wherever_it_was_killed(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = StageDir(run / "one", read_signed(run / "one" / MARKER)["fingerprint"])
+
+    def killed(self: Path, missing_ok: bool = False) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(Path, "unlink", killed)
+        folder.open()
+    assert folder.done and "manifest" not in read_signed(folder.path / MARKER)
+    folder.open()
+    assert not folder.restore() and not folder.done
+
+
+@pytest.mark.parametrize("older", [False, True])
+def test_shards_of_other_inputs_are_not_gone_on_with_when_the_manifest_is_gone(
+    chain: Chain, run: Path, older: bool
+) -> None:
+    folder = StageDir(run / "one", "ffff")
+    folder.open({"zero": {"bytes": "a"}})
+    folder.write_shard("raps", 0, [WrittenRap("0", "x")], WrittenRap)
+    folder.seal(0, ["raps"])
+    folder.finish({}, 0.0, {"zero": {"bytes": "a"}})
+    assert read_signed(folder.path / MARKER)["inputs"] == {"zero": {"bytes": "a"}}
+    if older:
+        rewrite(folder.path / MARKER, lambda said: said.pop("inputs"))
+    (folder.path / MANIFEST).unlink()
+    folder.open({"zero": {"bytes": "b"}})
+    assert not folder.sealed(0)
+
+
+def test_a_run_goes_on_without_its_recipe(chain: Chain, run: Path, tmp_path: Path) -> None:
+    (run / pipeline.RECIPE_FILE).unlink()
+    assert again(run).begun == []
+    assert pipeline.open_run(run) == pipeline.pin(RECIPE)
+    other = tmp_path / "other"
+    (other / "one").mkdir(parents=True)
+    (other / "one" / "notes.txt").write_text("mine")
+    with pytest.raises(StoreError, match="is no run of selfcal"):
+        again(other)
+
+
+def test_a_stage_that_is_copied_is_on_the_disk_before_it_has_its_name(
+    chain: Chain, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def other_file_system(source: str, target: str) -> None:
+        raise OSError
+
+    synced: list[Path] = []
+    monkeypatch.setattr(os, "link", other_file_system)
+    monkeypatch.setattr(pipeline, "sync", synced.append)
+    assert again(tmp_path / "other", run).reused == ["one", "two", "three", "four"]
+    half, files = tmp_path / "other" / ".one.partial", list_files(run / "one")
+    folders = [half, half / "shards"]
+    expected = {*folders, *(half / name for name in files), tmp_path / "other"}
+    assert expected <= set(synced)
+    assert synced.index(tmp_path / "other") == len(folders) + len(files)
+
+
+def test_a_wish_to_stop_is_heeded_between_stages_that_are_taken_over(
+    chain: Chain, run: Path, tmp_path: Path
+) -> None:
+    class Asks(Told):
+        def skips(self, stage: Stage, reused: bool) -> None:
+            super().skips(stage, reused)
+            stopping.ask()
+
+    told = Asks()
+    with pytest.raises(stopping.Stopped):
+        pipeline.execute(RECIPE, tmp_path / "other", told, [run])
+    assert told.reused == ["one"]
 
 
 def test_a_damaged_stage_is_not_taken_over(chain: Chain, run: Path, tmp_path: Path) -> None:

@@ -397,7 +397,18 @@ def test_an_executor_may_be_named_by_its_kind_alone(
 @pytest.mark.parametrize(
     ("overrides", "told"),
     [
-        (["executor=rai"], "executor: "),
+        (["executor=rays"], "executor: is 'rays'; give `local` or `ray`"),
+        (["executor=null"], "executor: is None; give `local` or `ray`"),
+        (["executor=[ray]"], "executor: is ['ray']; give `local` or `ray`"),
+        (
+            ["executor.workers=2"],
+            "executor: workers: of `executor: ray` alone; add `--set executor=",
+        ),
+        (
+            ["executor.gpus=0.5", "executor.cpus=2"],
+            "executor: gpus, cpus: of `executor: ray` alone",
+        ),
+        (["executor.rank=2"], "`executor.rank`; did you mean `ranks`?"),
         (["executor=ray", "executor.workrs=2"], "`executor.workrs`; did you mean `workers`?"),
         (["executor=ray", "executor.workers=3", "executor.max_workers=2"], "less than `workers`"),
         (["executor=ray", "executor.gpus=1.5"], "give a whole number above"),

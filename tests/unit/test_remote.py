@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -12,6 +15,7 @@ from typing import Any
 
 import fsspec
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 from s3 import S3, serving
 from selfcal import stopping
@@ -19,6 +23,7 @@ from selfcal.errors import StoreError
 from selfcal.lock import RunLock, lock_holder
 from selfcal.remote import (
     Read,
+    files,
     is_address,
     look,
     open_run_place,
@@ -29,8 +34,8 @@ from selfcal.remote import (
 from selfcal.remote import lease as leases
 from selfcal.remote import objects as stores
 from selfcal.remote.address import address, checked, scrubbed
-from selfcal.remote.files import Files
-from selfcal.remote.lease import KEY, Lease
+from selfcal.remote.files import Files, pulling
+from selfcal.remote.lease import KEY, Followed, Holder, Lease
 from selfcal.remote.mirror import Mirror
 from selfcal.remote.objects import Objects
 from selfcal.store import StageDir, write_json
@@ -155,6 +160,18 @@ def test_a_listing_with_such_a_key_is_refused(tmp_path: Path) -> None:
         here.list()
 
 
+def test_objects_that_stand_for_folders_are_passed_over() -> None:
+    """Consoles make them; of the run's own folder, the key is empty."""
+    found = {
+        "bucket/run/": {"size": 0, "type": "file"},
+        "bucket/run/work/": {"size": 0, "type": "file"},
+        "bucket/run/other": {"size": 0, "type": "directory"},
+        "bucket/run/work/a": {"size": 1, "type": "file"},
+    }
+    here = Objects("x://bucket/run", _Listing(None, found), "bucket/run")
+    assert here.list().keys() == {"work/a"}
+
+
 class _Listing:
     def __init__(self, system: Any, found: dict[str, Any]) -> None:
         self._system, self._found = system, found
@@ -224,6 +241,18 @@ def test_a_damaged_object_is_missing_here_and_what_mends_it_is_brought(tmp_path:
         assert two.has(first) and first.verify() == []
         with pytest.raises(StoreError, match="run the same command again: it mends"):
             two.needs(second)
+
+
+def test_a_run_without_its_recipe_is_known_by_its_stages(tmp_path: Path) -> None:
+    here, other = mirror(tmp_path / "a"), mirror(tmp_path / "b")
+    do(here, stage(here), 3)
+    with other.working([Read(stage(other), [])]):
+        assert stage(other).done
+    with (
+        pytest.raises(StoreError, match="is not empty and is no run"),
+        other.working([Read(stage(other, "another"), [])]),
+    ):
+        pass
 
 
 def test_the_manifest_is_gone_from_the_store_before_anything_under_it_changes(
@@ -342,12 +371,154 @@ def test_a_lease_that_nobody_renews_is_taken_over(monkeypatch: pytest.MonkeyPatc
     lease.give_back()
 
 
-def test_the_own_mirrors_lease_is_that_of_a_dead_process() -> None:
-    Lease(memory(), "one", stopping.ask)
-    memory().create(KEY, json.dumps({"mirror": "one", "length": 600}).encode())
+def held(**said: Any) -> dict[str, Any]:
+    """The lease of a process of this machine that has died, in the mirror `one`."""
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    child.wait()
+    dead = {"mirror": "one", "token": "t", "pid": child.pid, "host": socket.gethostname()}
+    lease = {**dead, "length": 60, **said}
+    fsspec.filesystem("memory").pipe_file(f"/bucket/run/{KEY}", json.dumps(lease).encode())
+    return lease
+
+
+def test_the_own_mirrors_lease_is_not_waited_for_when_its_process_has_died() -> None:
+    held()
     lease = Lease(memory(), "one", stopping.ask)
+    assert lease.holder("one") == ""
     lease.take()  # at once
     lease.give_back()
+
+
+@pytest.mark.parametrize("said", [{"host": "copied"}, {"pid": os.getppid()}, {"pid": "x"}])
+def test_the_name_of_the_mirror_alone_is_not_enough(
+    said: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Mirrors are copied with a machine's disk, or lie in a home that several machines see."""
+    watched = list[Holder]()
+    monkeypatch.setattr(
+        Lease, "_watched", lambda self, found, holder: (watched.append(holder), found)[1]
+    )
+    held(**said)
+    lease = Lease(memory(), "one", stopping.ask)
+    assert lease.holder("one")
+    lease.take()
+    lease.give_back()
+    assert [holder.mirror for holder in watched] == ["one"]
+
+
+class Careless(MemoryFileSystem):
+    """A store that writes whatever the conditions are."""
+
+    cachable = False
+
+    def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **_: Any) -> None:
+        super().pipe_file(path, value, mode="overwrite")
+
+
+def test_a_live_lease_is_safe_where_the_store_knows_no_conditions(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(leases, "LENGTH", 1.0)
+    store = Objects("careless://bucket/run", Careless(), "/bucket/run")
+    first, second = Lease(store, "one", stopping.ask), Lease(store, "two", stopping.ask)
+    first.take()
+    with pytest.raises(StoreError, match=r"in use by process \d+ on \S+: wait"):
+        second.take()
+    first.check()
+    first.give_back()
+
+
+def test_who_was_overwritten_right_after_creating_its_lease_does_not_hold_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(leases, "LENGTH", 0.2)
+    store = Objects("careless://bucket/run", Careless(), "/bucket/run")
+    create, other = Objects.create, json.dumps({"mirror": "two", "token": "t"}).encode()
+    watched = list[bytes]()
+
+    def slow(self: Objects, key: str, data: bytes) -> bool:
+        return create(self, key, data) and create(self, key, other)
+
+    def look(self: Lease, found: bytes, holder: Holder) -> None:
+        watched.append(found)
+        raise StoreError("in use")
+
+    monkeypatch.setattr(Objects, "create", slow)
+    monkeypatch.setattr(Lease, "_watched", look)
+    with pytest.raises(StoreError, match="in use"):
+        Lease(store, "one", stopping.ask).take()
+    assert watched == [other]
+
+
+@pytest.mark.parametrize("length", ["600", "NaN", "1e99", "-1", "1" + 400 * "0", "true"])
+def test_no_lease_is_watched_for_longer_than_ours_lasts(length: str) -> None:
+    found = leases._holder(b'{"length": %s}' % length.encode()).length
+    assert found == (1.0 if length == "true" else leases.LENGTH)
+
+
+def test_the_wait_for_a_lease_heeds_the_wish_to_stop() -> None:
+    held(host="far")
+    stopping.ask()
+    lease = Lease(memory(), "two", stopping.ask)
+    with pytest.raises(stopping.Stopped):  # and not after a minute
+        lease.take()
+    lease.give_back()
+    assert json.loads(memory().read(KEY) or b"")["host"] == "far"
+
+
+def test_tries_end_with_the_wish_to_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = list[str]()
+
+    class Busy:
+        def find(self, path: str, detail: bool) -> dict[str, Any]:
+            asked.append(path)
+            stopping.ask()
+            raise OSError("busy")
+
+    monkeypatch.setattr(stores, "PAUSES", (600.0,))
+    with pytest.raises(stopping.Stopped):
+        Objects("busy://bucket/run", Busy(), "bucket/run").list()
+    assert len(asked) == 1
+
+
+def test_who_works_for_the_holder_stops_with_its_lease(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leases, "_LOOK", 0.0)
+    here, worker = mirror(tmp_path / "a"), mirror(tmp_path / "b")
+    assert here.token == ""
+    here.lock()
+    worker.follow(here.token)
+    do(worker, stage(worker), 1)
+    taker = {"mirror": "c", "token": "t", "pid": 9, "host": "other", "length": 60, "beat": 1}
+    held(**taker)
+    with pytest.raises(StoreError, match="no longer worked on by the process that started"):
+        do(worker, stage(worker), 2)
+    assert "work/shards/00001.json" not in memory().list()
+    memory().delete([KEY])
+    write_json(new := worker.run / "work" / "new.json", {})
+    with pytest.raises(StoreError, match="no longer worked on"):
+        worker.saved([new])
+    here.unlock()
+
+
+def test_those_who_work_for_the_holder_look_every_few_seconds_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    held()
+    reads, read = list[str](), Objects.read
+
+    def counted(self: Objects, key: str, patient: bool = True) -> bytes | None:
+        reads.append(key)
+        return read(self, key, patient)
+
+    monkeypatch.setattr(Objects, "read", counted)
+    monkeypatch.setattr(leases, "_now", lambda: 100.0 + 2 * len(seen))
+    followed, seen = Followed(memory(), "t"), list[int]()
+    for i in range(6):  # at 0, 2, 4, 6, 8 and 10 s
+        followed.check()
+        seen.append(i)
+    assert len(reads) == 2  # at 0 and 6 s
 
 
 def test_who_has_lost_the_lease_stops_and_changes_nothing_more(
@@ -377,11 +548,35 @@ def test_a_lease_that_makes_no_sense_can_be_lived_with(
     data: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(leases, "LENGTH", 0.1)
-    monkeypatch.setattr(leases, "_LONGEST", 0.2)
     memory().create(KEY, data)
     lease = Lease(memory(), "one", stopping.ask)
     lease.take()
     lease.give_back()
+
+
+# --- several processes of one machine ---
+
+
+def test_who_waits_for_another_process_says_so_and_heeds_the_wish_to_stop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(files, "_SILENT_S", 0.1)
+    heeded, heed = list[str](), stopping.heed
+
+    def then() -> None:
+        heeded.append(capsys.readouterr().err)
+        if len(heeded) > 15:
+            stopping.ask()
+        heed()
+
+    monkeypatch.setattr(stopping, "heed", then)
+    with pulling(tmp_path / "run"), pytest.raises(stopping.Stopped), pulling(tmp_path / "run"):
+        pass
+    said = "".join(heeded)
+    assert said == f"{tmp_path / 'run'}: another process brings files of this run; waiting\n"
+    stopping.forget()
+    with pulling(tmp_path / "run"):
+        pass
 
 
 # --- doors ---
@@ -504,6 +699,17 @@ def test_s3_decides_who_gets_the_lease(s3: S3) -> None:
         patch.setattr(Objects, "read", slow)
         assert not here.replace("k", stale, b"5")
     assert here.read("k") == b"4"
+
+
+def test_a_folder_made_in_a_console_is_an_address(s3: S3, tmp_path: Path) -> None:
+    for key in ("", "work/", "iter-1/"):
+        s3.put("made", key, b"")
+    here = Mirror(Objects(s3.url("made")), tmp_path / "a", "a")
+    with here.working([]):
+        begun(here)
+        do(here, stage(here), 3)
+    assert here.objects.list().keys() >= {"recipe.json", "work/manifest.json"}
+    assert not any(key.endswith("/") or not key for key in here.objects.list())
 
 
 def test_names_are_no_patterns(s3: S3, tmp_path: Path) -> None:

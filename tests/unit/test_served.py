@@ -157,7 +157,8 @@ def on(processor: Any) -> Iterator[Callable[..., Setting]]:
         ) -> Setting:
             more.setdefault("model", Toy(processor))
             server = stack.enter_context(StrictServer(processor, **more).running())
-            settings = Server(base_url=server.url, concurrency=concurrency, retries=2, timeout=20)
+            settings = Server(base_url=server.url, api_key_env="OPENAI_API_KEY", retries=2,
+                              concurrency=concurrency, timeout=20)  # fmt: skip
             connection = stack.enter_context(Connection(settings))
             model = served.Served(server.name, processor, server.context, trims)
             return Setting(

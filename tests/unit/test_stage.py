@@ -12,7 +12,7 @@ import pytest
 from selfcal.errors import SelfcalError, StoreError
 from selfcal.methods.parts.base import BySample
 from selfcal.stage import Stage, Work
-from selfcal.store import StageDir, read_records
+from selfcal.store import StageDir, read_records, write_bytes
 from selfcal.types import Drop, Judgment, Sample
 
 Made = Iterator[Mapping[str, list[Drop]]]
@@ -88,6 +88,29 @@ def test_a_stream_gives_the_same_shards_as_a_map(work: Work, tmp_path: Path) -> 
         },
     )
     assert {p.name: p.read_bytes() for p in other.path.glob("*.parquet")} == streamed
+
+
+def test_images_of_a_shard_last_before_its_mark(work: Work) -> None:
+    saved: list[str] = []
+
+    def drawn(part: Sequence[str]) -> Mapping[str, tuple[type[Drop], list[Drop]]]:
+        i = ITEMS.index(part[0]) // 4
+        for item in part:
+            write_bytes(work.folder.images(i) / f"{item}.png", item.encode())
+        return {"drops": (Drop, [drop(item) for item in part])}
+
+    def tell(files: Sequence[Path]) -> None:
+        saved.extend(path.relative_to(work.out).as_posix() for path in files)
+
+    replace(work, saved=tell).map(ITEMS, 4, drawn)
+    images = [f"images/00000/{item}.png" for item in "abcd"]
+    assert saved[:6] == [*images, "drops-00000.parquet", "shards/00000.json"]
+    (work.folder.images(1) / "e.png").unlink()
+    (work.folder.images(1) / "leftover.png").touch()
+    saved.clear()
+    replace(work, saved=tell).map(ITEMS, 4, drawn)
+    images = [f"images/00001/{item}.png" for item in "efgh"]
+    assert saved == [*images, "drops-00001.parquet", "shards/00001.json"]
 
 
 class Failing(Exception):

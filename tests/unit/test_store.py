@@ -492,6 +492,44 @@ def test_files_of_unknown_origin_are_moved_aside(tmp_path: Path, marker: str | N
     assert names(tmp_path) == ["search", "search.old-unknown"]
 
 
+def test_links_that_lead_back_are_walked_once(tmp_path: Path) -> None:
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / "a" / "b" / "file").touch()
+    (tmp_path / "a" / "b" / "up").symlink_to(tmp_path / "a")
+    (tmp_path / "top").symlink_to(tmp_path)
+    (tmp_path / "also").symlink_to(tmp_path / "a" / "b")
+    (tmp_path / "nowhere").symlink_to(tmp_path / "gone")
+    # `also/up/b` is `also` once more
+    assert digests.list_files(tmp_path) == ["a/b/file", "also/file", "nowhere"]
+
+
+def test_images_of_a_shard_are_its_own(stage: StageDir) -> None:
+    for i in range(2):
+        stage.write_shard("drops", i, DROPS, types.Drop)
+        store.write_bytes(stage.images(i) / "a.png", b"abc")
+        stage.seal(i, ["drops"])
+    assert stage.names(1) == ["drops"]
+    assert stage.sealed(0) and stage.sealed(1)
+    (stage.images(1) / "a.png").write_bytes(b"abd")
+    assert stage.sealed(0) and not stage.sealed(1)
+    stage.clear([1])
+    assert not stage.images(1).exists() and stage.images(0).exists()
+    assert not stage.has("drops", 1) and stage.sealed(0)
+
+
+def test_a_mark_that_names_no_files_seals_nothing(stage: StageDir) -> None:
+    store.write_signed(stage.mark(0), {"fingerprint": "aaaa"})
+    assert not stage.sealed(0)
+
+
+def test_images_that_a_link_leads_out_are_not_cleared(stage: StageDir, tmp_path: Path) -> None:
+    (tmp_path / "mine" / "00000").mkdir(parents=True)
+    (stage.path / "images").symlink_to(tmp_path / "mine")
+    with pytest.raises(StoreError, match="a link leads out of the stage"):
+        stage.clear([0])
+    assert (tmp_path / "mine" / "00000").is_dir()
+
+
 def test_read_needs_every_shard(stage: StageDir) -> None:
     with pytest.raises(StoreError, match="no shard of 'dropped'"):
         stage.read("dropped", types.Drop)

@@ -13,7 +13,7 @@ from selfcal.recipe import Dpo, RecipeError, Training, load_recipe
 from selfcal.stopping import Again, Stopped
 from selfcal.train import TrainingError
 from selfcal.train.common import Run, less_memory, memory_limit
-from selfcal.train.watch import exploded, last_good, limit_of
+from selfcal.train.watch import exploded, finite, last_good, limit_of
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 
@@ -85,6 +85,11 @@ def test_trainings_alone_are_for_ranks() -> None:
         ),
         ("miniworld-grpo.yaml", ["executor.ranks=2"], r"executor\.ranks: .* one process \(GRPO\)"),
         ("miniworld-src.yaml", ["dpo.fsdp={fsdp}"], r"dpo\.fsdp: .* executor\.ranks is 1"),
+        (
+            "miniworld-src.yaml",
+            ["executor.ranks=2", "policy.device=cuda:0"],
+            r"policy\.device: cuda:0 puts all 2 .* onto one GPU; set it to `cuda` or `auto`",
+        ),
     ],
 )
 def test_what_would_change_the_outcome_is_refused_before_anything_runs(
@@ -118,6 +123,15 @@ def test_what_ranks_say_reaches_the_driver_as_it_was() -> None:
 
 
 # --- trainings that go wrong ----------------------------------------------------------------
+
+
+def test_of_spread_weights_the_part_that_lies_here_is_looked_at() -> None:
+    import torch
+
+    weight = torch.nn.Parameter(torch.empty(0))  # as ZeRO-3 leaves it between two passes
+    assert finite([weight])
+    weight.ds_tensor = torch.tensor([1.0, float("nan")])
+    assert not finite([weight])
 
 
 def test_the_limit_is_twice_the_worst_up_to_the_best_and_two_nats() -> None:
@@ -159,16 +173,20 @@ def test_the_last_good_figure_is_the_last_one_within_the_limit() -> None:
 def test_memory_that_ran_out_is_noted_and_halves_the_pass(tmp_path: Path) -> None:
     run = Run(tmp_path / "dpo", 0)
     assert memory_limit(run) is None
-    again = less_memory(run, 6, "tried to allocate")
+    again = less_memory(run, 6, 12, "tried to allocate")
     assert isinstance(again, Again)
     assert "dpo: out of memory with 6 samples a forward pass: goes on from step 0 with 3" in str(
         again
     )
     assert memory_limit(run) == 3
+    assert "15 samples a forward pass: goes on from step 0 with 5" in str(
+        less_memory(run, 15, 15, "tried to allocate")  # 7 and 6 do not divide 15
+    )
+    assert memory_limit(run) == 5 == training(15).micro_for(1, 5)
 
 
 def test_memory_that_does_not_suffice_for_one_sample_is_an_error(tmp_path: Path) -> None:
-    error = less_memory(Run(tmp_path / "dpo", 0), 1, "tried to allocate")
+    error = less_memory(Run(tmp_path / "dpo", 0), 1, 4, "tried to allocate")
     assert isinstance(error, TrainingError)
     for way_out in ("gradient_checkpointing", "max_length", "lora.four_bit"):
         assert way_out in str(error)

@@ -21,6 +21,7 @@ from unit.hand_made import BAD, GOOD, RunFolder, call, flat, sample
 
 ONE, TWO = sample("calibration-1"), sample("calibration-2")
 DROPPED = Drop(TWO.id, "candidates", "no-candidate")
+OLD = "0123456789abcdef"
 LEFT = Drop(ONE.id, "pairs", "no-margin")
 
 
@@ -186,12 +187,15 @@ def trained(run: Hand) -> StageDir:
 
 def test_what_nothing_needs_is_said_and_stays_without_apply(run: Hand) -> None:
     folder = trained(run)
-    aside = run.path / "iter-1" / "pairs.old-ffff"
+    aside = run.path / "iter-1" / f"pairs.old-{OLD}"
     aside.mkdir()
+    (aside / MARKER).touch()
     (aside / "file").write_bytes(b"x" * 50)
     (run.path / "data" / ".x.1-2.partial").write_bytes(b"x" * 10)
     items = {i.path.relative_to(run.path).as_posix(): i.freed for i in find_items(run.path)}
-    assert items == {"iter-1/pairs.old-ffff": 50, "iter-1/dpo/trl": 200, "data/.x.1-2.partial": 10}
+    assert items == {
+        f"iter-1/pairs.old-{OLD}": 50, "iter-1/dpo/trl": 200, "data/.x.1-2.partial": 10
+    }  # fmt: skip
     shown = call("gc", run.path)
     assert "Nothing was deleted" in shown.stdout and aside.exists()
     assert call("gc", run.path, "--apply").exit_code == 0
@@ -220,7 +224,7 @@ def test_the_last_checkpoint_stays_and_one_that_is_taken_is_trained_anew_when_it
     assert first.done and first.outcome() == before
     planned = locate(run.recipe, run.path)
     assert survey(planned) == {}
-    (run.planned["eval/iter-1"].folder.path / MANIFEST).unlink()
+    run.planned["eval/iter-1"].folder.open()
     assert survey(planned) == {"iter-1/dpo": ["checkpoint/model"]}
 
 
@@ -231,11 +235,32 @@ def test_what_another_run_shares_is_not_counted_as_freed(run: Hand, tmp_path: Pa
     assert (item.bytes, item.freed) == (200, 100)
 
 
+@pytest.mark.parametrize(
+    "name", ["pairs.old-mine", f"pairs.old-{OLD}", "pairs.old-0123456789ABCDEF"]
+)
+def test_a_folder_that_no_stage_answers_for_is_the_users_own(run: Hand, name: str) -> None:
+    own = run.path / "iter-1" / name
+    own.mkdir()
+    (own / "notes.txt").write_text("mine")
+    if not name.endswith(OLD):
+        (own / MARKER).touch()
+    assert free(run.path) == []
+    assert (own / "notes.txt").exists()
+
+
+def test_what_was_set_aside_without_an_account_goes_too(run: Hand) -> None:
+    (run.path / "iter-1" / "pairs.old-unknown").mkdir()
+    (run.path / "iter-1" / f"pairs.old-{OLD}" / "shards").mkdir(parents=True)
+    (run.path / "iter-1" / f"pairs.old-{OLD}" / "shards" / "00003.json").touch()
+    assert len(free(run.path)) == 2
+
+
 def test_nothing_is_followed_out_of_the_run(run: Hand, tmp_path: Path) -> None:
     outside = tmp_path / "outside"
     (outside / "trl").mkdir(parents=True)
     (outside / ".x.partial").touch()
-    (run.path / "iter-1" / "pairs.old-ffff").symlink_to(outside)
+    (outside / MARKER).touch()
+    (run.path / "iter-1" / f"pairs.old-{OLD}").symlink_to(outside)
     folder = run.planned["iter-1/dpo"].folder.path
     (folder / "trl").symlink_to(outside / "trl")
     assert free(run.path) == []

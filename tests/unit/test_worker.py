@@ -11,12 +11,15 @@ from typing import Any
 import pytest
 
 from selfcal.errors import SelfcalError, StoreError
+from selfcal.executor.base import rebuilt
+from selfcal.executor.handing import bring_own, hand_over, handed_over
 from selfcal.executor.room import ClusterError, Needs, check_room
 from selfcal.executor.worker import ShardWorker, Share, take_up
 from selfcal.pipeline import locate, pin
 from selfcal.recipe import Recipe
+from selfcal.remote import place_of, working_folder
 from selfcal.stage import Shards, Stage, Work
-from selfcal.store import JSON, StageDir, write_json
+from selfcal.store import JSON, StageDir, write_json, write_text
 from selfcal.types import Drop
 
 ITEMS = list("abcdefgh")
@@ -151,6 +154,58 @@ def test_a_worker_whose_stage_parts_its_work_otherwise_does_nothing(tmp_path: Pa
     assert not stage.made
 
 
+def test_a_worker_writes_nothing_into_a_folder_that_is_anothers_by_now(tmp_path: Path) -> None:
+    stage = Opened(tmp_path)
+    worker = stage.worker()
+    worker.do(0)
+    StageDir(tmp_path, "other").open()
+    with pytest.raises(StoreError, match=r"other settings \(other, not fingerprint\)"):
+        worker.do(1)
+    worker.close()
+    assert not (tmp_path / "shards").exists()
+
+
+def test_what_another_machine_has_trained_comes_to_the_driver_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two mirrors of a store; the other machine has other work of that name from before."""
+    stage = Stage("rft", (), None, lambda work: {}, 2, "steps", "")
+
+    def machine(name: str) -> Work:
+        monkeypatch.setenv("SELFCAL_MIRRORS", str(tmp_path / name))
+        run = working_folder("memory://bucket/ranks")
+        return Work(run, stage, StageDir(run / "rft", "f"), {}, 0, saved=place_of(run).saved)
+
+    here, there = machine("here"), machine("there")
+    here.folder.open({})
+    write_text(here.out / "trl" / "checkpoint-1" / "state", "one")
+    place_of(here.run).opened(here.folder)
+    StageDir(there.out, "older").open({})
+    write_text(there.out / "trl" / "checkpoint-9" / "state", "of other work")
+
+    bring_own(there)
+    assert [p.name for p in (there.out / "trl").iterdir()] == ["checkpoint-1"]
+    assert (there.out / "trl" / "checkpoint-1" / "state").read_text() == "one"
+    hand_over(there, {"stopped": True})
+    assert handed_over(here) is None
+    write_text(there.out / "checkpoint" / "model", "weights")
+    hand_over(there, {"figures": {"steps": 2}})
+    assert handed_over(here) == {"figures": {"steps": 2}}
+    assert (here.out / "checkpoint" / "model").read_text() == "weights"
+    here.folder.finish({"steps": 2}, 1.0, {})
+    place_of(here.run).finished(here.folder)
+    (again,) = {machine("third").run}
+    place_of(again).needs(folder := StageDir(again / "rft", "f"))
+    assert sorted(folder.manifest()["files"]) == ["checkpoint/model", "trl/checkpoint-1/state"]
+    assert (folder.path / "checkpoint" / "model").read_text() == "weights"
+
+
+def test_an_error_of_another_process_keeps_its_class() -> None:
+    error = rebuilt("StoreError", "of a file")
+    assert (type(error), str(error)) == (StoreError, "of a file")
+    assert type(rebuilt("of a plugin", "x", ClusterError)) is ClusterError
+
+
 def test_a_stage_without_shards_is_no_work_for_workers(tmp_path: Path) -> None:
     folder = StageDir(tmp_path, "fingerprint")
     stage = Stage("stage", (), None, lambda work: {}, 0, "items", "")
@@ -209,6 +264,7 @@ def test_workers_that_fit(
         (Needs(7, 1, 0.6), [BIG], None, "room for 4"),  # one 0.6 a GPU, though 4 / 0.6 > 6
         (Needs(2, 1, 3), [BIG], None, "room for 1"),
         (Needs(5, 4, 1), [BIG, {"CPU": 64.0}], None, "room for 4"),
+        (Needs(9, 1, 0, "executor.ranks"), [SMALL], None, "set executor.ranks=4"),
         (Needs(9, 1, 1), [BIG], {"CPU": 64, "GPU": 8}, "its autoscaler cannot bring as many"),
     ],
 )

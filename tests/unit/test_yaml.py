@@ -38,6 +38,12 @@ LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
         ("a: !!binary aGk=", "the tag .*binary.* is not read"),
         ("a: !!set {x}", "the tag .*set.* is not read"),
         ("a: !own x", "the tag .*own.* is not read"),
+        ("a: !!str x", "the tag .*str.* is not read"),
+        ("a: ! x", "the tag '!' is not read"),
+        ("%TAG !a! tag:x,2000:\n---\na: !a!b c", "line 1: a line that begins with % is not read"),
+        ("\ufeff%YAML 1.1\n---\na: 1", "line 1: a line that begins with %"),
+        ("a: 1\n...\n%TAG ! " + "x" * 1000, "line 3: a line that begins with %"),
+        ("a: 1\r%TAG ! x", "a line that begins with %"),
         ("a: 1\n---\nb: 2", "another document"),
         ("a: \0", "control characters"),
         ("a: \ud83d", "surrogates"),
@@ -95,7 +101,9 @@ def test_bases_are_bounded(tmp_path: Path) -> None:
         load_recipe(tmp_path / "own.yaml")
 
 
-@pytest.mark.parametrize("url", ["http://me:pass@h/v1", "http://k@h/v1", "https://h/v1?api-key=x"])
+@pytest.mark.parametrize("url", ["http://me:pass@h/v1", "http://k@h/v1", "https://h/v1?api-key=x",
+                                 "https://h/v1?code=pass", "https://h/v1?pass",
+                                 "https://h/v1#pass"])  # fmt: skip
 def test_an_address_with_a_secret_is_refused_and_not_repeated(tmp_path: Path, url: str) -> None:
     path = tmp_path / "r.yaml"
     path.write_text(
@@ -105,3 +113,49 @@ def test_an_address_with_a_secret_is_refused_and_not_repeated(tmp_path: Path, ur
     with pytest.raises(RecipeError, match="environment variable") as caught:
         load_recipe(path)
     assert "pass" not in str(caught.value).replace("password", "") and url not in str(caught.value)
+
+
+def test_what_an_address_says_that_is_no_secret_may_stay(tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text(
+        "name: x\njudge: {labels: {kind: endpoint, model: m, "
+        "base_url: 'https://h/v1?api-version=2024-10-21'}}\n"
+    )
+    assert load_recipe(path).judge.labels.kind == "endpoint"
+
+
+@pytest.mark.parametrize(
+    ("more", "variable"),
+    [
+        ("", ""),
+        ("base_url: 'https://evil.example.com/v1'", ""),
+        ("base_url: 'https://api.openai.com.evil.example/v1'", ""),
+        ("base_url: 'https://api.openai.com/v1'", "OPENAI_API_KEY"),
+        ("base_url: 'https://h/v1', api_key_env: OPENAI_API_KEY", "OPENAI_API_KEY"),
+        ("base_url: 'https://api.openai.com/v1', api_key_env: ''", ""),
+    ],
+)
+def test_openais_key_goes_to_openai_alone_unless_a_recipe_says_so(
+    tmp_path: Path, more: str, variable: str
+) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text(
+        f"name: x\npolicy: {{backend: vllm, server: {{{more}}}}}\n"
+        f"judge: {{labels: {{kind: endpoint, model: m, {more}}}}}\n"
+    )
+    recipe = load_recipe(path)
+    assert recipe.policy.server and recipe.policy.server.api_key_env == variable
+    assert getattr(recipe.judge.labels, "api_key_env") == variable  # noqa: B009
+
+
+@pytest.mark.parametrize("key", ["sk-secret-1", "A B", "A=B", "\u00c4", "1A", "A\n"])
+def test_a_key_in_the_place_of_its_variables_name_is_refused_and_not_repeated(
+    tmp_path: Path, key: str
+) -> None:
+    import json
+
+    path = tmp_path / "r.yaml"
+    path.write_text(f"policy: {{server: {{api_key_env: {json.dumps(key)}}}}}\n")
+    with pytest.raises(RecipeError, match="api_key_env: it is no name of an") as caught:
+        load_recipe(path)
+    assert key.strip() not in str(caught.value).replace(str(path), "").replace("variable", "")

@@ -20,7 +20,7 @@ from typing import Any, Self
 from weakref import finalize
 
 from selfcal.chat.cache import Cache
-from selfcal.chat.connection import connect, secrets_of, shown
+from selfcal.chat.connection import connect, secrets_of, shown, without
 from selfcal.chat.errors import ChatError
 from selfcal.chat.ledger import Ledger
 from selfcal.chat.messages import Message, most_tokens
@@ -29,6 +29,8 @@ from selfcal.chat.reply import Reply, Usage, Wanted, failure_in, read_completion
 FIRST_PAUSE_S = 1.0
 """Pause before the second try; it doubles with every further one."""
 LONGEST_PAUSE_S = 60.0
+_LONGEST = 100.0
+"""How many times as long as reckoned a server may make one believe that prompts are."""
 _EXCERPT = 200
 _FORMAT = 1
 """Version of what is kept in the cache."""
@@ -77,14 +79,14 @@ class ChatClient:
                 local servers are content with.
             temperature: Sampling temperature; 0 is greedy.
             max_tokens: Longest reply, in tokens.
-            timeout: Seconds to wait for a connection, and for the server to say something.
+            timeout: Seconds of a request, from its start to the last byte of the reply.
             retries: Further tries after the first one.
             concurrency: Requests at the same time, of all threads together.
             keeping: Ledger and cache.
 
         Raises:
-            ChatError: the address is none, the key has characters that no key has, or the address
-                has a password beside it.
+            ChatError: the address is none, the key has characters that no key has, the address has
+                a password beside it, or the key would go over a public network unencrypted.
         """
         self._key_env = api_key_env
         self._key = os.environ.get(api_key_env, "").strip() if api_key_env else ""
@@ -257,7 +259,7 @@ class ChatClient:
             try:
                 reply = self._sent(body, cost)
                 cost = reply.usage
-                self._longer = max(self._longer, cost.prompt_tokens / prompt)
+                self._longer = min(max(self._longer, cost.prompt_tokens / prompt), _LONGEST)
                 return replace(reply, usage=spent + cost)
             except openai.APIConnectionError as error:  # a server may have written a reply
                 cost = Usage(1) if _cause(error) in _UNSENT else cost
@@ -304,7 +306,7 @@ class ChatClient:
             said = json.loads(response.content)
             if failed := failure_in(said):
                 raise _Failed(*failed)
-            reply = read_completion(said)
+            reply = read_completion(said, lambda text: without(text, self._secrets))
         except (
             ValueError, LookupError, TypeError, AttributeError, RecursionError, OverflowError,
         ):  # fmt: skip

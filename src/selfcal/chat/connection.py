@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import re
 from collections.abc import Iterable, Sequence
+from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
 from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlsplit, urlunsplit
 
@@ -22,9 +23,10 @@ def connect(base_url: str, key: str, timeout: float) -> tuple[OpenAI, str]:
     """
     import openai
 
-    from selfcal.chat.guard import PLAIN, guard
+    from selfcal.chat.guard import PLAIN, Client
 
     url = _split(base_url)
+    check_open(base_url, key)
     if key and "@" in url.netloc:
         raise ChatError(
             f"base URL of {_host(url)}: has a user, and there is a key, but a request can carry "
@@ -40,10 +42,6 @@ def connect(base_url: str, key: str, timeout: float) -> tuple[OpenAI, str]:
         "OpenAI-Project": openai.omit,
         **PLAIN,
     }
-    http = openai.DefaultHttpxClient(
-        timeout=openai.Timeout(timeout, pool=None),  # waiting for one's turn is no failure
-        follow_redirects=False,  # a key must not travel on
-    )
     client = openai.OpenAI(
         api_key=key or "none",
         admin_api_key="",
@@ -51,16 +49,43 @@ def connect(base_url: str, key: str, timeout: float) -> tuple[OpenAI, str]:
         default_headers=headers,
         default_query=dict(parse_qsl(url.query, keep_blank_values=True)),
         max_retries=0,  # tries are counted, and noted in the ledger, here
-        http_client=http,
+        http_client=Client(timeout),
     )
-    guard(client, timeout)
     return client, shown
+
+
+_OWN_NAMES = (".local", ".internal", ".lan", ".localhost", ".svc", ".home.arpa")
+"""Ends of names that no public server has."""
+
+
+def check_open(base_url: str, key: str) -> None:
+    """Let no key go over a public network that all can listen to.
+
+    Raises:
+        ChatError: it would.
+    """
+    url = _split(base_url)
+    if key and url.scheme == "http" and not _near(url.hostname or ""):
+        raise ChatError(
+            f"base URL of {_host(url)}: the key would go over http, which all on the way can read; "
+            "give an https address, one of your own network (such as 10.0.0.5), or set api_key_env "
+            "to ''"
+        )
+
+
+def _near(host: str) -> bool:
+    """Whether a host is on this machine or on a network of its owner's."""
+    try:
+        address = ip_address(host.partition("%")[0])
+    except ValueError:
+        return "." not in host or host.lower().rstrip(".").endswith(_OWN_NAMES)
+    return address.is_private or address.is_loopback or address.is_link_local
 
 
 def secrets_of(base_url: str, key: str) -> list[str]:
     """What a server may not be seen to say: the key, the URL's password, and how they are sent."""
     url = _split(base_url)
-    found = [key, quote(key, safe="")]
+    found = [key, quote(key, safe=""), base64.b64encode(key.encode()).decode()]
     if url.password:
         user, password = unquote(url.username or ""), unquote(url.password)
         sent = base64.b64encode(f"{user}:{password}".encode()).decode()
@@ -80,6 +105,18 @@ def redacted(text: str, secrets: Iterable[str]) -> str:
             text = text.replace(secret, "***")
         text = text if last else _ESCAPED.sub(lambda m: m[2] or chr(int(m[1], 16)), text)
     return text
+
+
+_LEAST = 8
+"""Characters of a secret that is cut out of replies: servers of one's own are often given words as
+keys, such as `EMPTY`, which a reply may well hold."""
+
+
+def without(text: str, secrets: Iterable[str]) -> str:
+    """A reply's text as it is; where secrets stand in it, `redacted`."""
+    long = [secret for secret in secrets if len(secret) >= _LEAST]
+    cut = redacted(text, long) if long else text
+    return text if cut == redacted(text, ()) else cut
 
 
 _LOOKED_AT = 2**16

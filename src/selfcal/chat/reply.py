@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, TypeGuard
+
+_MOST_TOKENS = 2**40
+"""Of one reply; a server that claims more has miscounted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,14 +121,18 @@ def failure_in(body: Any) -> tuple[int, str] | None:
     return status, json.dumps(error, ensure_ascii=False)
 
 
-def read_completion(body: Any) -> Reply:
+def read_completion(body: Any, fit: Callable[[str], str] = str) -> Reply:
     """The reply in a chat completion.
+
+    Args:
+        body: the completion, as JSON.
+        fit: makes each of its texts fit to be kept.
 
     Raises:
         ValueError, LookupError, TypeError: it is none.
     """
     choices = body["choices"]
-    read = [_choice(choice) for choice in choices]
+    read = [_choice(choice, fit) for choice in choices]
     texts, tokens, finished = zip(*read, strict=True)  # ValueError if there is none
     return Reply(texts, tokens, finished)
 
@@ -135,20 +142,24 @@ def usage_of(body: Any, reply: Reply, most: Usage) -> Usage:
     given = body.get("usage") if isinstance(body, dict) else None
     account = given if isinstance(given, dict) else {}
     prompt, said = (account.get(k) for k in ("prompt_tokens", "completion_tokens"))
-    if not isinstance(prompt, int) or not isinstance(said, int) or min(prompt, said) < 0:
+    if not (_is_count(prompt) and _is_count(said)):
         written = sum(len(text.encode()) + 1 for text in reply.texts)
         return Usage(1, most.prompt_tokens, min(most.reply_tokens, written))
     return Usage(1, prompt, said)
 
 
-def _choice(choice: Any) -> tuple[str, Mapping[str, float] | None, bool]:
+def _is_count(value: Any) -> TypeGuard[int]:
+    return type(value) is int and 0 <= value < _MOST_TOKENS
+
+
+def _choice(choice: Any, fit: Callable[[str], str]) -> tuple[str, Mapping[str, float] | None, bool]:
     message = choice["message"]
     content = message["content"]
     if not isinstance(content, str | None):
         raise TypeError("content is no text")
-    before, closed, text = _whole(content or "").rpartition("</think>")
+    before, closed, text = fit(_whole(content or "")).rpartition("</think>")
     thought = bool(before or closed or message.get("reasoning_content") or message.get("reasoning"))
-    tokens = None if thought else _first_tokens(choice.get("logprobs"))
+    tokens = None if thought else _first_tokens(choice.get("logprobs"), fit)
     return text.strip(), tokens, choice.get("finish_reason") != "length"
 
 
@@ -157,10 +168,10 @@ def _whole(text: str) -> str:
     return text.encode("utf-8", "replace").decode()
 
 
-def _first_tokens(given: Any) -> Mapping[str, float] | None:
+def _first_tokens(given: Any, fit: Callable[[str], str]) -> Mapping[str, float] | None:
     """Of the first token's alternatives; a server that sends none, or something else: None."""
     try:
         every: Sequence[Any] = given["content"][0]["top_logprobs"]
-        return {_whole(str(t["token"])): float(t["logprob"]) for t in reversed(every)} or None
+        return {fit(_whole(str(t["token"]))): float(t["logprob"]) for t in reversed(every)} or None
     except (LookupError, TypeError, ValueError, OverflowError):
         return None

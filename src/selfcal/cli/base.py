@@ -126,11 +126,13 @@ def stoppable(command: str, close: Callable[[], None]) -> Iterator[None]:
     def stop(number: int, frame: object) -> None:
         if not stopping.asked():
             stopping.ask()
-            os.write(2, _ASKED)
+            with suppress(OSError):  # such as a `tee` that the same Ctrl-C has ended
+                os.write(2, _ASKED)
             return
         with suppress(Exception):
             close()
-        os.write(2, said.encode(errors="replace"))
+        with suppress(OSError):
+            os.write(2, said.encode(errors="replace"))
         end(130)
 
     before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
@@ -142,10 +144,12 @@ def stoppable(command: str, close: Callable[[], None]) -> Iterator[None]:
     except stopping.Stopped:
         with suppress(Exception):
             close()  # before the last line, which a live display would draw over
-        typer.echo(said, err=True, nl=False)
+        with suppress(OSError):
+            typer.echo(said, err=True, nl=False)
         raise typer.Exit from None
     except KeyboardInterrupt:  # raised by a library
-        typer.echo(said, err=True, nl=False)
+        with suppress(OSError):
+            typer.echo(said, err=True, nl=False)
         raise typer.Exit(130) from None
     finally:
         for number, handler in before.items():

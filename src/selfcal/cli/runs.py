@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -25,6 +25,7 @@ from selfcal.errors import SelfcalError
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from selfcal.planning import Planned
     from selfcal.recipe import Recipe
 
 app = typer.Typer(**SETTINGS)
@@ -67,26 +68,16 @@ def run(
 ) -> None:
     """Run a recipe, or go on with it where it was left."""
     from selfcal import pipeline
-    from selfcal.view.plan import show_warnings, title, who
     from selfcal.view.progress import progress
     from selfcal.view.quiet import quiet
     from selfcal.view.status import command
-    from selfcal.view.text import console, heading, safe
+    from selfcal.view.text import console, safe
 
     settings = pipeline.pin(_recipe_for(recipe, out, overrides or []))
     others = [_a_run(other) for other in reuse or []]
-    planned = pipeline.locate(settings, out)
-    screen = console()
-    screen.print(heading(title(settings)))
-    for line in who(settings, [p.stage for p in planned]):
-        screen.print(safe(line), soft_wrap=True)
-    if done := sum(p.folder.done for p in planned):
-        screen.print(f"{done} of {len(planned)} stages were finished before.")
-    show_warnings(screen, settings, planned)
-    again: list[object] = ["run", *([recipe] if recipe else []), "--out", out]
-    again += [word for text in overrides or [] for word in ("--set", text)]
-    again += [word for other in others for word in ("--reuse", other)]
-    again += ["--profile"] if profile else []
+    screen, planned = console(), pipeline.locate(settings, out)
+    _say_what_begins(screen, settings, planned)
+    again = _words(recipe, out, {"--set": overrides or [], "--reuse": others}, profile)
     with (
         quiet(settings),
         progress(screen, settings, planned) as tell,
@@ -94,11 +85,28 @@ def run(
     ):
         _say_who_holds(screen, out)
         pipeline.execute(settings, out, tell, others, profile)
-    _show_end(out)
-    if profile:
-        from selfcal.view.profile import show_profile
+    _show_end(out, profile)
 
-        show_profile(screen, out)
+
+def _words(
+    recipe: Path | None, out: Path, many: Mapping[str, Sequence[object]], profile: bool
+) -> list[object]:
+    """The words of the command that goes on with the run; `many`: options and their values."""
+    words: list[object] = ["run", *([recipe] if recipe else []), "--out", out]
+    words += [word for name, values in many.items() for value in values for word in (name, value)]
+    return words + (["--profile"] if profile else [])
+
+
+def _say_what_begins(screen: Console, settings: Recipe, planned: Sequence[Planned]) -> None:
+    from selfcal.view.plan import show_warnings, title, who
+    from selfcal.view.text import heading, safe
+
+    screen.print(heading(title(settings)))
+    for line in who(settings, [p.stage for p in planned]):
+        screen.print(safe(line), soft_wrap=True)
+    if done := sum(p.folder.done for p in planned):
+        screen.print(f"{done} of {len(planned)} stages were finished before.")
+    show_warnings(screen, settings, planned)
 
 
 def _say_who_holds(screen: Console, out: Path) -> None:
@@ -137,7 +145,7 @@ def _a_run(folder: Path) -> Path:
     return folder
 
 
-def _show_end(run: Path) -> None:
+def _show_end(run: Path, profile: bool) -> None:
     from selfcal import pipeline
     from selfcal.remote import shown
     from selfcal.types import Sample
@@ -158,6 +166,10 @@ def _show_end(run: Path) -> None:
         [command("report", run), command("results", run), command("trace", run, sample_id)]
     )
     screen.print(f"The run lies in {shown(run)}. Look at it: {looks}", soft_wrap=True)
+    if profile:
+        from selfcal.view.profile import show_profile
+
+        show_profile(screen, run)
 
 
 @app.command(

@@ -7,6 +7,7 @@ it is never guessed.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Sequence
 from string import ascii_uppercase
@@ -20,8 +21,8 @@ Kind = Literal["choice", "yesno", "number", "open"]
 
 _LONGEST = 300
 """Characters of an answer in words."""
-_LONGEST_OPTION = 2_000
-"""Characters of an option that are compared."""
+_LONGEST_OPTION = 1_000
+"""Characters of an option that is compared; a longer one is known by its letter alone."""
 _EDGES = " \t\n\r\"'`*_.,;:!?()[]{}<>$\\~"
 
 
@@ -71,7 +72,7 @@ _ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth")
 
 
 def _choice(text: str, choices: Sequence[str], strict: bool) -> str | None:
-    options = [bare(plain(c[:_LONGEST_OPTION])) for c in choices]
+    options = _bare_options(tuple(choices[: len(ascii_uppercase)]))
     said = without_lead(text)
     for form in (text, said):
         if (one := _same(bare(form), options)) is not None:
@@ -88,6 +89,12 @@ def _choice(text: str, choices: Sequence[str], strict: bool) -> str | None:
     kept = phrases.REJECTED.sub(" ", phrases.NEGATED.sub(" ", text))
     found = _named(kept, options) | _mentioned(kept, len(options))
     return found.pop() if len(found) == 1 else None
+
+
+@functools.lru_cache(maxsize=64)
+def _bare_options(choices: tuple[str, ...]) -> tuple[str, ...]:
+    """Options as they are compared; a response has many claims, and they are the same for all."""
+    return tuple(bare(plain(c)) if len(c) <= _LONGEST_OPTION else "" for c in choices)
 
 
 def _same(text: str, options: Sequence[str]) -> str | None:
@@ -175,6 +182,8 @@ def _named(text: str, options: Sequence[str]) -> set[str]:
     left, found = " ".join(text.lower().split()), set()
     for i in sorted(range(len(options)), key=lambda i: -len(options[i])):
         if len(options[i]) < 2 and not options[i].isdigit():
+            continue
+        if options[i] not in left:
             continue
         pattern = rf"(?<![\w.]){re.escape(options[i])}(?!\w|\.\d)"
         left, n = re.subn(pattern, " \0 ", left)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import gc
 import random
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Protocol
 
-from selfcal.errors import StoreError
+from selfcal.errors import SelfcalError, StoreError
 from selfcal.executor.refused import refused_writes
 from selfcal.memory import release
-from selfcal.planning import locate
+from selfcal.planning import locate, needed
 from selfcal.recipe import Recipe
 from selfcal.remote import place_of
 from selfcal.stage import Work
@@ -61,6 +61,33 @@ def note(text: str) -> None:
     print(text, file=sys.stderr)
 
 
+def rebuilt(kind: str, text: str, other: type[SelfcalError] = SelfcalError) -> SelfcalError:
+    """The error of another process, of the class that it had there.
+
+    Args:
+        kind: the class's `__qualname__`.
+        text: for people.
+        other: the class where this process knows none of that name.
+    """
+    found = {known.__qualname__: known for known in _kinds(SelfcalError)}.get(kind, other)
+    error = found.__new__(found)
+    Exception.__init__(error, text)
+    return error
+
+
+def _kinds(kind: type[SelfcalError]) -> Iterator[type[SelfcalError]]:
+    """A class of errors, and all below it that this process knows."""
+    yield kind
+    for below in kind.__subclasses__():
+        yield from _kinds(below)
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, in a line."""
+    lines = (line.strip() for line in str(error).splitlines())
+    return next((line for line in lines if line), type(error).__name__)
+
+
 def work_of(
     recipe: Recipe,
     run: Path,
@@ -85,6 +112,17 @@ def work_of(
         f"{run}: stage {stage} is not {fingerprint} here: every machine needs the same selfcal and "
         "the same model and data files, by the same paths"
     )
+
+
+def bring_inputs(recipe: Recipe, work: Work) -> None:
+    """Bring what a stage reads to this machine, where the run lies on a store.
+
+    Raises:
+        StoreError: something of it is damaged or missing, or the store cannot be reached.
+    """
+    place = place_of(work.run)
+    for folder in needed(work.stage, locate(recipe, work.run)).values():
+        place.needs(folder)
 
 
 def _seed_libraries(seed: int, threads: int | None) -> None:

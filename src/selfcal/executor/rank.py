@@ -2,7 +2,7 @@
 
 It finds the stage and runs its very function. All ranks do the steps; the first one alone writes
 what the stage leaves, and tells the driver how it gets on. They talk through files in a room, a
-folder of the driver's: `torchrun -m selfcal.executor.rank RUN STAGE FINGERPRINT ROOM`.
+folder of the driver's: `torchrun -m selfcal.executor.rank RUN STAGE FINGERPRINT ROOM TOKEN`.
 """
 
 from __future__ import annotations
@@ -19,9 +19,11 @@ from typing import TypeVar
 
 from selfcal import stopping
 from selfcal.errors import SelfcalError
-from selfcal.executor.base import perform, work_of
+from selfcal.executor.base import bring_inputs, perform, work_of
+from selfcal.executor.handing import bring_own, hand_over
 from selfcal.planning import open_run
 from selfcal.quiet import hush
+from selfcal.recipe import Recipe
 from selfcal.remote import open_run_place
 from selfcal.stage import Work
 from selfcal.store import JSON, write_json
@@ -41,30 +43,48 @@ class Together(Work):
 
 
 def train(
-    where: str, stage: str, fingerprint: str, progress: Callable[[int, int], None]
+    where: str,
+    stage: str,
+    fingerprint: str,
+    progress: Callable[[int, int], None],
+    token: str = "",
+    apart: bool = False,
 ) -> dict[str, JSON]:
     """Do this rank's part of a training; gives what became of it (see `ranks.figures_of`).
+
+    `token` is the driver's, for the store (`Place.token`). `apart`: the driver may be on another
+    machine, and gets the files as `handing` says.
 
     Raises:
         Exception: the training broke in a way that another try may mend, as when a rank is gone.
     """
     try:
-        place = open_run_place(where)
+        place = open_run_place(where, token)
         recipe = open_run(place.run)
         work = work_of(recipe, place.run, stage, fingerprint)
         if os.environ["RANK"] == "0":
             work = replace(work, progress=progress)
         else:
             work = Together(**vars(work))
-        for folder in work.inputs.values():
-            place.needs(folder)
+        bring_inputs(recipe, work)
+        if apart:
+            bring_own(work)
+        found = _done(recipe, work)
+        if apart and os.environ["RANK"] == "0":
+            hand_over(work, found)
+        return found
+    except SelfcalError as error:  # no other try would mend it
+        return {"error": type(error).__qualname__, "text": str(error)}
+
+
+def _done(recipe: Recipe, work: Work) -> dict[str, JSON]:
+    """What becomes of the stage, if nothing is wrong."""
+    try:
         return {"figures": perform(recipe, work)}
     except stopping.Stopped:
         return {"stopped": True}
     except stopping.Again as why:
         return {"again": str(why)}
-    except SelfcalError as error:  # no other try would mend it
-        return {"error": type(error).__qualname__, "text": str(error)}
 
 
 def settles(found: Mapping[str, JSON]) -> bool:
@@ -109,13 +129,13 @@ def _heed_driver(room: Path) -> None:
     signal.signal(signal.SIGTERM, lambda number, frame: stopping.ask())
 
 
-def main(run: str, stage: str, fingerprint: str, where: str) -> None:
+def main(run: str, stage: str, fingerprint: str, where: str, token: str) -> None:
     """Train, and leave word of what became of it."""
     room = Path(where)
     hush()
     _heed_driver(room)
     take_place()
-    found = train(run, stage, fingerprint, lambda done, total: _tell(room, done, total))
+    found = train(run, stage, fingerprint, lambda done, total: _tell(room, done, total), token)
     if settles(found):
         write_json(room / f"{os.environ['RANK']}-{OUTCOME}", found)
     sys.stderr.flush()

@@ -19,7 +19,7 @@ from typing import Any
 
 from selfcal import stopping
 from selfcal.errors import SelfcalError
-from selfcal.executor.base import note
+from selfcal.executor.base import note, rebuilt
 from selfcal.executor.rank import OUTCOME, PROGRESS, STOP
 from selfcal.recipe import Recipe
 from selfcal.remote import place_of
@@ -71,21 +71,9 @@ def figures_of(found: Mapping[str, Any]) -> Mapping[str, JSON]:
     if "stopped" in found:
         raise stopping.Stopped
     if "error" in found:
-        kind = next(
-            (k for k in _kinds(SelfcalError) if k.__qualname__ == found["error"]), RankError
-        )
-        error = kind.__new__(kind)
-        Exception.__init__(error, found["text"])
-        raise error
+        raise rebuilt(found["error"], found["text"], RankError)
     figures: Mapping[str, JSON] = found["figures"]
     return figures
-
-
-def _kinds(kind: type[SelfcalError]) -> Iterator[type[SelfcalError]]:
-    """A class of errors, and all below it that this process knows."""
-    yield kind
-    for below in kind.__subclasses__():
-        yield from _kinds(below)
 
 
 def _launch(recipe: Recipe, work: Work) -> dict[str, Any]:
@@ -117,10 +105,11 @@ def _launch(recipe: Recipe, work: Work) -> dict[str, Any]:
 @contextmanager
 def _started(ranks: int, work: Work, room: Path) -> Iterator[subprocess.Popen[bytes]]:
     """The process of torchrun, for as long as the block runs; with it the ranks end."""
+    place = place_of(work.run)
     command = [
         sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}",
         f"--max-restarts={RESTARTS}", "--monitor-interval=0.1", "-m", "selfcal.executor.rank",
-        place_of(work.run).where, work.stage.name, work.folder.fingerprint, str(room),
+        place.where, work.stage.name, work.folder.fingerprint, str(room), place.token,
     ]  # fmt: skip
     environment = {k: v for k, v in os.environ.items() if not k.startswith(_ELASTIC)}
     with (room / "said").open("wb") as said:

@@ -14,23 +14,23 @@ import os
 import signal
 import socket
 import time
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from threading import Event, Thread, current_thread, main_thread
+from threading import current_thread, main_thread
 from typing import Any
 
 import numpy as np
 import ray
 from ray.exceptions import RayError
 
-from selfcal import stopping
+from selfcal import memory, stopping
 from selfcal.errors import SelfcalError, StoreError
-from selfcal.executor.base import perform_again
-from selfcal.executor.room import ClusterError, Needs, check_room
+from selfcal.executor.base import first_line, perform_again, rebuilt
+from selfcal.executor.foreman import Heeds, foreman_beside
+from selfcal.executor.room import ClusterError, Needs, check_room, largest
 from selfcal.executor.worker import ShardWorker, Share, take_up
 from selfcal.quiet import PASSED, hush
 from selfcal.recipe import RayExecutor, Recipe
@@ -40,6 +40,9 @@ from selfcal.store import JSON
 
 _TRIES = 10
 """How often a shard is begun: workers die for no fault of its own, as when a node is taken away."""
+_CORE = "RAY_BACKEND_LOG_LEVEL"
+_STEPS = "steps"
+"""The unit of trainings."""
 _LOGS = "the logs in /tmp/ray/session_latest/logs of its machine"
 _PATIENCE_S = 6 * 3600
 """Without any shard done in this time, nothing will come of it."""
@@ -57,15 +60,21 @@ def open_cluster(settings: RayExecutor) -> Iterator[OnRay]:
     A connection that this process has already is used, and left as it is.
 
     Raises:
-        ClusterError: it cannot be reached, or has no room for the workers.
+        ClusterError: it cannot be reached, or has no room for the workers or the ranks.
     """
     own = not ray.is_initialized()
     if own:
         _connect(settings.address)
     try:
-        needs = _needs(settings)
-        check_room(needs, *_room())
-        yield OnRay(settings, needs)
+        nodes, most = _room()
+        # nodes come and go: what they and the autoscaler have at the start holds to the end
+        gpu = any(node.get("GPU", 0) for node in [*nodes, most or {}]) or bool(settings.gpus)
+        needs = _needs(settings, gpu)
+        together = Needs(settings.ranks, settings.cpus, float(gpu), "executor.ranks")
+        check_room(needs, nodes, most)
+        if settings.ranks > 1:
+            check_room(together, nodes, most)
+        yield OnRay(settings, needs, together)
     finally:
         if own:
             ray.shutdown()
@@ -76,14 +85,14 @@ def _connect(address: str | None) -> None:
     named, level = address or os.environ.get("RAY_ADDRESS") or "", logging.ERROR
     try:
         _knock(named)
-        with _own_signals():
+        with _own_signals(), _quiet_core():
             ray.init(address, include_dashboard=False, log_to_driver=False, logging_level=level)
     except (RayError, ConnectionError, RuntimeError, ValueError, OSError) as error:
         ray.shutdown()  # what was begun
         raise ClusterError(
             f"executor.address: the Ray cluster {named or 'of this machine'} cannot be reached "
-            f"({_first(error)}); see `ray status` there, mend the address, or leave it out for a "
-            "cluster on this machine"
+            f"({first_line(error)}); see `ray status` there, mend the address, or leave it out for "
+            "a cluster on this machine"
         ) from error
 
 
@@ -98,6 +107,28 @@ def _own_signals() -> Iterator[None]:
             signal.signal(signal.SIGTERM, before)
 
 
+@contextmanager
+def _quiet_core() -> Iterator[None]:
+    """Keep Ray's own core from writing to standard error, unless the user has set how it talks.
+
+    It says that actors could not be started again once what they were made from is lost: that lies
+    beside this process, for as long as they are wanted.
+    """
+    if _CORE in os.environ:
+        yield
+        return
+    os.environ[_CORE] = "fatal"
+    errors, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)  # where it would say that it was told so
+    try:
+        yield
+    finally:
+        del os.environ[_CORE]
+        os.dup2(errors, 2)
+        os.close(errors)
+        os.close(nowhere)
+
+
 def _knock(address: str) -> None:
     """See that somebody is there: Ray itself tries for minutes, and then ends this process."""
     if "://" in address:
@@ -107,16 +138,9 @@ def _knock(address: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
 
 
-def _first(error: BaseException) -> str:
-    lines = (line.strip() for line in str(error).splitlines())
-    return next((line for line in lines if line), type(error).__name__)
-
-
-def _needs(settings: RayExecutor) -> Needs:
+def _needs(settings: RayExecutor, gpu: bool) -> Needs:
     """What the workers take; a GPU each where the cluster has any, if nothing is said."""
-    nodes, most = _room()
-    any_gpu = any(node.get("GPU", 0) for node in [*nodes, most or {}])
-    gpus = settings.gpus if settings.gpus is not None else float(any_gpu)
+    gpus = settings.gpus if settings.gpus is not None else float(gpu)
     return Needs(settings.workers, settings.cpus, gpus)
 
 
@@ -139,6 +163,9 @@ class OnRay:
 
     settings: RayExecutor
     needs: Needs
+    """Of the workers."""
+    together: Needs
+    """Of a training's ranks."""
 
     def run(self, recipe: Recipe, work: Work) -> Mapping[str, JSON]:
         """Run the stage's function, on the cluster as far as the stage lets it.
@@ -148,13 +175,29 @@ class OnRay:
             SelfcalError: the stage failed in a foreseen way, here or in a worker.
             Stopped: that was asked for; workers have finished the shards in work.
         """
-        if work.stage.spread == "ranks":
-            from selfcal.executor.ray_train import train_on_ray
-
-            return train_on_ray(recipe, work, any(node.get("GPU", 0) for node in _room()[0]))
+        if work.stage.spread == "ranks" or self._is_elsewhere(recipe, work):
+            return self._train(recipe, work)
         if work.stage.spread == "workers":
             work = replace(work, shards=partial(self._shards, recipe))
         return perform_again(recipe, work)
+
+    def _is_elsewhere(self, recipe: Recipe, work: Work) -> bool:
+        """Whether a training of one process goes to a GPU of the cluster: the driver has none."""
+        if work.stage.spread != "here" or work.stage.unit != _STEPS or not self.together.gpus:
+            return False
+        if recipe.judge.kind == "endpoint" and _is_on_store(work):
+            return False  # GRPO may ask it, and the ledger of that is the driver's
+        import torch
+
+        return recipe.policy.device != "cpu" and not torch.cuda.is_available()
+
+    def _train(self, recipe: Recipe, work: Work) -> Mapping[str, JSON]:
+        from selfcal.executor.ray_train import train_on_ray
+
+        if on_one := _is_on_store(work):  # the ranks have one mirror, and so one machine
+            nodes, most = _room()
+            check_room(self.together, largest(self.together, nodes), most)
+        return train_on_ray(recipe, work, bool(self.together.gpus), on_one)
 
     def _shards(self, recipe: Recipe, work: Work, todo: Todo) -> None:
         """Have the shards done that are left."""
@@ -162,12 +205,14 @@ class OnRay:
         moved = work.counting(todo, left)
         share = Share(
             _where(place), str(Path.cwd()), work.stage.name, work.folder.fingerprint,
-            tuple(todo.sizes), recipe.threads or self.settings.cpus,
+            tuple(todo.sizes), recipe.threads or self.settings.cpus, place.token,
         )  # fmt: skip
         done: list[int] = []
         failures: list[str] = []
-        with _explained(work), _foreman() as foreman:
+        with _explained(work), foreman_beside() as foreman:
             for row in self._rows(share, left, foreman) if left else ():
+                for line in json.loads(row["notes"]):
+                    memory.note(line)
                 if row["error"]:
                     failures.append(row["error"])
                     ray.get(foreman.stop.remote())  # the others finish what they have begun
@@ -202,6 +247,10 @@ class OnRay:
         yield from said.iter_rows()
 
 
+def _is_on_store(work: Work) -> bool:
+    return is_address(place_of(work.run).where)
+
+
 def _where(place: Place) -> str:
     """A run as other machines find it."""
     return place.where if is_address(place.where) else str(place.run.resolve())
@@ -222,7 +271,11 @@ class StageWorker:
         """Do the shards; `items` is -1 for those that were not done."""
         said = [self._do(int(i)) for i in batch["shard"]]
         items, errors = [n for n, _ in said], [error for _, error in said]
-        return {"shard": batch["shard"], "items": np.array(items), "error": np.array(errors)}
+        notes = [json.dumps(memory.noted()), *["[]"] * (len(said) - 1)]
+        return {
+            "shard": batch["shard"], "items": np.array(items), "error": np.array(errors),
+            "notes": np.array(notes),
+        }  # fmt: skip
 
     def _do(self, i: int) -> tuple[int, str]:
         """Items of shard `i`, and the error there was, as `_told` reads it."""
@@ -239,49 +292,8 @@ class StageWorker:
             return (self._worker.do(i) if time_of_it else -1), ""
         except SelfcalError as error:
             return -1, json.dumps({"kind": type(error).__qualname__, "text": str(error)})
-
-
-class Foreman:
-    """An actor that all workers ask before a shard: whether to begin it."""
-
-    def __init__(self) -> None:
-        """Everything may be begun."""
-        self._stopped = False
-        self._begun: Counter[int] = Counter()
-
-    def stop(self) -> None:
-        """Let nothing more be begun."""
-        self._stopped = True
-
-    def begins(self, i: int) -> int:
-        """How many times shard `i` was begun, with this one; 0: it must not be."""
-        if self._stopped:
-            return 0
-        self._begun[i] += 1
-        return self._begun[i]
-
-
-@contextmanager
-def _foreman() -> Iterator[Any]:
-    """A foreman that hears of the wish to stop, as this process does."""
-    actor: Any = ray.remote(Foreman).options(num_cpus=0, max_restarts=-1).remote()
-    over = Event()
-
-    def watch() -> None:
-        while not over.wait(0.2):
-            if stopping.asked():  # told again and again: it may have been started anew
-                with suppress(RayError):
-                    ray.get(actor.stop.remote())
-
-    watching = Thread(target=watch, name="foreman", daemon=True)
-    watching.start()
-    try:
-        yield actor
-    finally:
-        over.set()
-        watching.join()
-        with suppress(RayError):
-            ray.kill(actor)
+        finally:
+            self._foreman.ends.remote(i)
 
 
 @contextmanager
@@ -297,25 +309,15 @@ def _explained(work: Work) -> Iterator[None]:
             raise  # a fault in code, with its own trace
         raise ClusterError(
             f"stage {work.stage.name}: its workers died again and again, or could not be had "
-            f"({_first(error)}); see `ray status` and {_LOGS}, then run the same command again: it "
-            "resumes"
+            f"({first_line(error)}); see `ray status` and {_LOGS}, then run the same command "
+            "again: it resumes"
         ) from error
 
 
 def _told(error: str) -> SelfcalError:
     """The error of a worker, of the class that it had there."""
     said = json.loads(error)
-    kinds = {kind.__qualname__: kind for kind in _kinds(SelfcalError)}
-    kind = kinds.get(said["kind"], SelfcalError)
-    found = kind.__new__(kind)
-    Exception.__init__(found, said["text"])
-    return found
-
-
-def _kinds(kind: type[SelfcalError]) -> Iterator[type[SelfcalError]]:
-    yield kind
-    for below in kind.__subclasses__():
-        yield from _kinds(below)
+    return rebuilt(said["kind"], said["text"])
 
 
 def _insist(work: Work, shards: Sequence[int]) -> None:
@@ -345,4 +347,8 @@ def _quiet_data() -> None:
     context = DataContext.get_current()
     context.enable_progress_bars = context.print_on_execution_start = False
     context.execution_no_progress_timeout_s = _PATIENCE_S
+    if Heeds not in context.custom_execution_callback_classes:
+        context.custom_execution_callback_classes.append(Heeds)
     logging.getLogger("ray.data").setLevel(logging.ERROR)
+    # the trace of what is raised as well, or of a stop
+    logging.getLogger("ray.data.exceptions").setLevel(logging.CRITICAL)

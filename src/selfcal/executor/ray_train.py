@@ -3,6 +3,8 @@
 Ray starts the processes and joins them as torchrun does on one machine; each does what a rank does
 (see `rank`). They talk to the driver through a board, a tiny actor. When one dies, Ray starts all
 of them again, on other nodes if it must, and they go on from the last checkpoint.
+
+The job itself is an actor, too, so that it can be ended while it waits for room.
 """
 
 from __future__ import annotations
@@ -11,25 +13,35 @@ import os
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Thread
 from typing import Any
 
+import ray
+from ray.exceptions import RayError
+
 from selfcal import stopping
-from selfcal.executor.base import note
+from selfcal.executor.base import first_line, note
+from selfcal.executor.foreman import beside_driver
+from selfcal.executor.handing import handed_over
 from selfcal.executor.rank import settles, train
 from selfcal.executor.ranks import RESTARTS, RankError, figures_of
 from selfcal.quiet import PASSED, hush
 from selfcal.recipe import RayExecutor, Recipe
-from selfcal.remote import place_of
+from selfcal.remote import is_address, place_of
 from selfcal.stage import Work
 from selfcal.store import JSON
 
+STARTS = 60
+"""How often Ray Train tries to find room for all ranks, a minute each, before it gives up."""
 _PATIENCE = 0.5
 """Seconds between two looks at the board."""
+_BEGIN_S, _SAVE_S = 60, 1800
+"""After the wish to stop: seconds for the first word of a rank, and between two later ones."""
+_FAREWELL_S = 60
+"""For the job to end when all is said."""
 
 
 @dataclass
@@ -61,109 +73,174 @@ class Board:
         return self.progress, self.outcome
 
 
-def train_on_ray(recipe: Recipe, work: Work, use_gpu: bool) -> Mapping[str, JSON]:
+class Job:
+    """The actor that has Ray Train do a training: what it starts ends with it."""
+
+    def run(self, plan: Mapping[str, Any], config: dict[str, Any]) -> str:
+        """Train; gives what went wrong, in a line."""
+        from ray.train import FailureConfig, RunConfig, ScalingConfig
+        from ray.train.torch import TorchTrainer
+
+        hush()
+        each = {"CPU": plan["cpus"]} | ({"GPU": 1} if plan["use_gpu"] else {})
+        with tempfile.TemporaryDirectory(prefix="selfcal-ray-train-") as own:
+            failures = FailureConfig(
+                max_failures=RESTARTS,
+                controller_failure_limit=STARTS,  # type: ignore[call-arg]  # known at run time
+            )
+            trainer = TorchTrainer(
+                _rank,
+                train_loop_config=config,
+                scaling_config=ScalingConfig(
+                    num_workers=plan["ranks"], use_gpu=plan["use_gpu"], resources_per_worker=each,
+                    placement_strategy=plan["strategy"],
+                ),
+                # Ray's own notes; checkpoints are the stage's
+                run_config=RunConfig(storage_path=own, failure_config=failures),
+            )  # fmt: skip
+            try:
+                trainer.fit()
+            except Exception as error:
+                return str(error).strip()[:2000] or type(error).__name__
+        return "without a word"
+
+
+def train_on_ray(
+    recipe: Recipe, work: Work, use_gpu: bool, on_one: bool = False
+) -> Mapping[str, JSON]:
     """Do a stage by `executor.ranks` processes of the cluster; gives its figures.
 
-    The cluster is connected. `use_gpu`: whether each process gets a GPU of its own.
+    The cluster is connected.
+
+    Args:
+        recipe: of the run.
+        work: the stage.
+        use_gpu: whether each process gets a GPU of its own.
+        on_one: whether all of them must be on one machine.
 
     Raises:
         SelfcalError: the stage failed in a foreseen way, or the processes died too often.
-        Stopped: that was asked for; a checkpoint is saved.
+        Stopped: that was asked for; a checkpoint is saved, if there was a step.
     """
+    settings = recipe.executor
+    plan = {
+        "ranks": settings.ranks, "use_gpu": use_gpu,
+        "cpus": settings.cpus if isinstance(settings, RayExecutor) else 1,
+        "strategy": "STRICT_PACK" if on_one else "PACK",
+    }  # fmt: skip
     while True:
-        found = _fit(recipe, work, use_gpu)
+        found = handed_over(work) or _fit(work, plan)
         if "again" not in found:
             return figures_of(found)
         note(str(found["again"]))
 
 
-def _fit(recipe: Recipe, work: Work, use_gpu: bool) -> dict[str, Any]:
+def _fit(work: Work, plan: Mapping[str, Any]) -> Mapping[str, Any]:
     """Start the ranks and wait for them; gives what became of the stage."""
-    import ray
-
-    with _board() as board, ThreadPoolExecutor(1) as beside:
-        # in the main thread Ray Train would take Ctrl-C for itself
-        job: Future[None] = beside.submit(_job, recipe, work, board, use_gpu)
-        seen = (0, 0)
-        while not job.done():
-            if stopping.asked():
-                ray.get(board.ask.remote())
-            moved, _ = ray.get(board.look.remote())
-            if moved != seen:
-                work.progress(*(seen := moved))
-            time.sleep(_PATIENCE)
-        _, found = ray.get(board.look.remote())
-    if found:  # whatever happened afterwards
-        return dict(found)
-    error = job.exception()
+    try:
+        with _actor(Board) as board, _actor(Job) as job:
+            over = job.run.remote(plan, _config(work, board))
+            said = _wait(work, board, over)
+            done, _ = ray.wait([over], timeout=_FAREWELL_S if said else None)
+            error = ray.get(over) if done else ""
+    except RayError as broken:  # the job's own process
+        said, error = {}, first_line(broken)
+    if "figures" in said or not said:  # whatever happened afterwards
+        said = handed_over(work, bool(said)) or {}
+    if said:
+        return said
     raise RankError(
-        f"{work.stage.name}: {recipe.executor.ranks} processes of Ray Train died, after {RESTARTS} "
-        f"restarts at most, or could not be had ({str(error).strip()[:2000]}); run the same "
+        f"{work.stage.name}: {plan['ranks']} processes of Ray Train died, after {RESTARTS} "
+        f"restarts at most, or could not be had ({error}); see `ray status`, and run the same "
         "command again to go on from the last checkpoint"
-    ) from error
+    )
+
+
+def _wait(work: Work, board: Any, over: Any) -> dict[str, Any]:
+    """Follow a job until it is over, or it is said what became of the stage; gives that.
+
+    Raises:
+        Stopped: that was asked for, and no rank is there that could heed it.
+    """
+    seen, heard = (0, 0), time.monotonic()
+    asked: float | None = None
+    while True:
+        ended = bool(ray.wait([over], timeout=_PATIENCE)[0])
+        if stopping.asked():
+            asked = asked or time.monotonic()
+        moved, said = _look(board, asked is not None)
+        if ended or said:
+            return said
+        if moved not in (seen, (0, 0)):
+            seen, heard = moved, time.monotonic()
+            work.progress(*seen)
+        limit = _SAVE_S if seen != (0, 0) else _BEGIN_S
+        if asked and time.monotonic() - max(asked, heard) > limit:
+            raise stopping.Stopped
+
+
+def _look(board: Any, asked: bool) -> tuple[tuple[int, int], dict[str, Any]]:
+    """What is on the board; nothing while it is started anew, by which it forgets."""
+    with suppress(RayError):
+        if asked:
+            ray.get(board.ask.remote())
+        found: tuple[tuple[int, int], dict[str, Any]] = ray.get(board.look.remote())
+        return found
+    return (0, 0), {}
 
 
 @contextmanager
-def _board() -> Iterator[Any]:
-    import ray
-
-    board: Any = ray.remote(Board).options(num_cpus=0).remote()
+def _actor(kind: type[Any]) -> Iterator[Any]:
+    actor = beside_driver(kind, restarts=-1 if kind is Board else 0)
     try:
-        yield board
+        yield actor
     finally:
-        ray.kill(board)
+        with suppress(RayError):
+            ray.kill(actor)
 
 
-def _job(recipe: Recipe, work: Work, board: Any, use_gpu: bool) -> None:
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
-
-    settings = recipe.executor
-    cpus = settings.cpus if isinstance(settings, RayExecutor) else 1
-    config = {
-        "board": board, "where": place_of(work.run).where, "stage": work.stage.name,
+def _config(work: Work, board: Any) -> dict[str, Any]:
+    """What each rank is told."""
+    place = place_of(work.run)
+    where = place.where if is_address(place.where) else str(place.run.resolve())
+    return {
+        "board": board, "where": where, "token": place.token, "stage": work.stage.name,
         "fingerprint": work.folder.fingerprint, "folder": str(Path.cwd()),
         "environment": {name: os.environ[name] for name in PASSED if name in os.environ},
     }  # fmt: skip
-    with tempfile.TemporaryDirectory(prefix="selfcal-ray-train-") as own:
-        TorchTrainer(
-            _rank,
-            train_loop_config=config,
-            scaling_config=ScalingConfig(
-                num_workers=settings.ranks, use_gpu=use_gpu, resources_per_worker={"CPU": cpus}
-                | ({"GPU": 1} if use_gpu else {}),
-            ),
-            run_config=RunConfig(
-                # Ray's own notes; checkpoints are the stage's
-                storage_path=own, failure_config=FailureConfig(max_failures=RESTARTS),
-            ),
-        ).fit()  # fmt: skip
+
+
+def _heeds(board: Any) -> bool:
+    """Pass the wish to stop on, if there is one; gives whether there is."""
+    with suppress(RayError):  # it may be started anew
+        if ray.get(board.asked.remote()):
+            stopping.ask()
+    return stopping.asked()
+
+
+def _heed(board: Any) -> None:
+    while not _heeds(board):
+        time.sleep(_PATIENCE)
 
 
 def _rank(config: dict[str, Any]) -> None:
     """What Ray Train runs in each process."""
-    import ray
-
     board = config["board"]
-    if ray.get(board.look.remote())[1]:
+    if _look(board, False)[1]:
         return  # started again after the end
     os.environ |= config["environment"]
     hush()
     with suppress(OSError):  # Ray puts a process elsewhere; paths of recipes start here
         os.chdir(config["folder"])
     stopping.forget()
-
-    def heed() -> None:
-        while not ray.get(board.asked.remote()):
-            time.sleep(_PATIENCE)
-        stopping.ask()
-
-    Thread(target=heed, daemon=True).start()
+    if not _heeds(board):
+        Thread(target=_heed, args=[board], daemon=True).start()
     found = train(
         config["where"], config["stage"], config["fingerprint"],
-        lambda done, total: board.tell.remote(done, total),
+        lambda done, total: board.tell.remote(done, total), config["token"], apart=True,
     )  # fmt: skip
     if settles(found):
-        ray.get(board.settle.remote(found))
+        with suppress(RayError):  # figures are in the stage's folder as well
+            ray.get(board.settle.remote(found))
     if not {"figures", "stopped"} & set(found):
         raise RankError(str(found))  # the others wait for this one: Ray ends them

@@ -21,6 +21,8 @@ class Needs:
     """CPU cores each."""
     gpus: float
     """GPUs each, or the part of one."""
+    setting: str = "executor.workers"
+    """That says how many."""
 
 
 def check_room(
@@ -45,13 +47,16 @@ def check_room(
     )
     each = f"{needs.cpus} CPUs" + (f" and {needs.gpus:g} GPUs" if needs.gpus else "")
     grows = ", and its autoscaler cannot bring as many" if most is not None else ""
-    way_out = (
-        f"set executor.workers={fits}" if fits else "set executor.cpus and executor.gpus lower"
-    )
+    way_out = f"set {needs.setting}={fits}" if fits else "set executor.cpus and executor.gpus lower"
     raise ClusterError(
-        f"executor.workers: {needs.workers} with {each} each do not fit: the cluster has {has} on "
+        f"{needs.setting}: {needs.workers} with {each} each do not fit: the cluster has {has} on "
         f"{len(nodes)} nodes, room for {fits}{grows}; {way_out}, or add nodes"
     )
+
+
+def largest(needs: Needs, nodes: Sequence[Mapping[str, float]]) -> Sequence[Mapping[str, float]]:
+    """Of some nodes the one with most room, for those that must be on one node together."""
+    return sorted(nodes, key=lambda node: _fits(needs, node))[-1:]
 
 
 def _fits(needs: Needs, node: Mapping[str, float]) -> int:

@@ -15,12 +15,14 @@ from dataclasses import dataclass, replace
 from queue import SimpleQueue
 from threading import Thread
 
+from selfcal.accounts import said
 from selfcal.errors import SelfcalError, StoreError
-from selfcal.executor.base import perform, work_of
+from selfcal.executor.base import bring_inputs, perform, work_of
 from selfcal.planning import RECIPE_FILE, open_run
 from selfcal.recipe import Recipe
 from selfcal.remote import open_run_place
 from selfcal.stage import Todo, Work
+from selfcal.store import MARKER
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +39,8 @@ class Share:
     """Items of each shard."""
     threads: int
     """Of torch."""
+    token: str = ""
+    """The driver's, for the store (`Place.token`); empty where the run lies in a folder."""
 
 
 class ShardWorker:
@@ -95,9 +99,22 @@ class ShardWorker:
             # one that is whole is of a worker that died before it could say so
             if not work.folder.sealed(i):
                 with closing(todo.make([i], lambda more: None)) as made:  # type: ignore[type-var]
-                    work.seal(i, next(made))
+                    shards = next(made)
+                    _insist_on_own(work)
+                    work.seal(i, shards)
             self._done.put(None)
         raise _Left
+
+
+def _insist_on_own(work: Work) -> None:
+    """See that the folder is still this work's: a driver that was thought dead may have gone on."""
+    found = said(work.folder.path / MARKER).get("fingerprint", work.folder.fingerprint)
+    if found != work.folder.fingerprint:
+        raise StoreError(
+            f"{work.out}: another process has begun this stage with other settings "
+            f"({found}, not {work.folder.fingerprint}); let one of the two runs end, then run the "
+            "same command again"
+        )
 
 
 class _Left(BaseException):
@@ -110,7 +127,7 @@ def take_up(share: Share) -> tuple[Recipe, Work]:
     Raises:
         StoreError: they are not there, or not the same here.
     """
-    place = open_run_place(share.run)
+    place = open_run_place(share.run, share.token)
     if not (place.run / RECIPE_FILE).is_file():
         raise StoreError(
             f"{share.run} cannot be seen from every machine of the cluster: put the run on storage "
@@ -118,6 +135,5 @@ def take_up(share: Share) -> tuple[Recipe, Work]:
         )
     recipe = open_run(place.run)
     work = work_of(recipe, place.run, share.stage, share.fingerprint)
-    for folder in work.inputs.values():
-        place.needs(folder)
+    bring_inputs(recipe, work)
     return recipe, work

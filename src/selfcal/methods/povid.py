@@ -22,8 +22,9 @@ from typing import Annotated
 from pydantic import Field
 
 from selfcal.methods import parts
-from selfcal.methods.parts.base import form_of
+from selfcal.methods.parts.base import calibration_samples, form_of
 from selfcal.methods.parts.writing import (
+    SHARD,
     Made,
     Make,
     Writing,
@@ -61,6 +62,7 @@ def _pairs(recipe: Recipe, t: int, own: Options) -> Stage:
         from selfcal.teacher import accept
 
         teacher = teacher_of(recipe, work)
+        shard = {s.id: i // SHARD for i, s in enumerate(calibration_samples(recipe, work, t))}
 
         def write(sample: Sample) -> Made:
             text = teacher.write(sample)
@@ -71,7 +73,7 @@ def _pairs(recipe: Recipe, t: int, own: Options) -> Stage:
             outcome = written_outcome(sample, rap.text, rejected)
             if isinstance(outcome, Drop):
                 return Made(outcome, (text, rejected))
-            image = _image(work, sample)
+            image = _image(work, sample, shard[sample.id])
             key = f"{work.rng_key()}|{sample.id}"
             corrupt_file(Path(sample.image), image, "noise", own.noise, key)
             within = image.relative_to(work.run).as_posix()
@@ -84,7 +86,7 @@ def _pairs(recipe: Recipe, t: int, own: Options) -> Stage:
     return written_pairs(recipe, t, maker, about, settings, Writing(requests=2))
 
 
-def _image(work: Work, sample: Sample) -> Path:
+def _image(work: Work, sample: Sample, shard: int) -> Path:
     """Where a sample's noisy image goes; an id may have any characters."""
     name = hashlib.sha256(sample.id.encode()).hexdigest()[:16]
-    return work.out / "images" / f"{name}.png"
+    return work.folder.images(shard) / f"{name}.png"

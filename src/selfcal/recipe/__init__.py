@@ -43,6 +43,7 @@ from selfcal.recipe.training import (
     Lora,
     Rft,
     Training,
+    passes,
 )
 
 __all__ = [
@@ -52,5 +53,5 @@ __all__ = [
     "LocalTeacher", "Lora", "Marker", "MiniWorldTeacher", "Policy", "RayExecutor", "Recipe",
     "RecipeError", "Reward", "Rft", "Search", "Server",
     "Settings", "Source", "Teacher", "Training", "VerifierLabels", "explain", "load_recipe",
-    "nearest", "read_configuration",
+    "nearest", "passes", "read_configuration",
 ]  # fmt: skip

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from selfcal.recipe.base import BaseUrl, Count, Positive, Settings, Share
+from selfcal.recipe.base import BaseUrl, Count, KeyName, Positive, Settings, Share
 
 
 def _kind(default: str) -> Callable[[Any], Any]:
@@ -33,8 +33,7 @@ class Endpoint(Settings):
 
     base_url: BaseUrl = "http://127.0.0.1:8000/v1"
     model: Annotated[str, Field(min_length=1)]
-    api_key_env: str = "OPENAI_API_KEY"
-    """Environment variable that holds the key; the key itself never stands in a recipe."""
+    api_key_env: KeyName
     temperature: Annotated[float, Field(ge=0)] = 0.0
     max_tokens: Positive = 1024
     timeout: Annotated[float, Field(gt=0)] = 120.0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated
+from typing import Annotated, Any
 from urllib.parse import parse_qsl, urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
@@ -26,7 +26,8 @@ LocalPath = Annotated[str, AfterValidator(_path)]
 """A path on this machine, or on storage that all machines see by it."""
 
 
-_SECRET = re.compile(r"key|token|secret|passw|sig|auth|credential", re.IGNORECASE)
+_HARMLESS = ("api-version", "api_version", "version", "deployment", "region", "location", "model")
+"""Names of what an address may say behind its `?`."""
 
 
 def _open_url(value: str) -> str:
@@ -34,17 +35,36 @@ def _open_url(value: str) -> str:
         url = urlsplit(value.strip())
     except ValueError as error:
         raise ValueError("it is no address; give http://HOST:PORT/v1") from error
-    named = [name for name, _ in parse_qsl(url.query, keep_blank_values=True)]
-    if "@" in url.netloc or any(map(_SECRET.search, named)):
+    pairs = parse_qsl(url.query, keep_blank_values=True)
+    known = all(name.lower() in _HARMLESS and len(value) <= 40 for name, value in pairs)
+    if "@" in url.netloc or "#" in value or not known or bool(url.query) != bool(pairs):
         raise ValueError(
-            "it has a password or a key in it, and a recipe is copied into its run; put the key "
-            "into an environment variable, and name that as api_key_env"
+            "it may have a password or a key in it, and a recipe is copied into its run; put the "
+            "key into an environment variable, and name that as api_key_env"
         )
     return value
 
 
 BaseUrl = Annotated[str, AfterValidator(_open_url)]
 """Address of a server, without secrets."""
+
+
+def _variable(value: str) -> str:
+    if value and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", value):  # a key itself, perhaps
+        raise ValueError("it is no name of an environment variable; give the variable's name, and "
+                         "put the key into that variable")  # fmt: skip
+    return value
+
+
+def _whose(given: dict[str, Any]) -> str:
+    """OpenAI's own variable for its own server; nothing for any other."""
+    host = urlsplit(str(given.get("base_url", "")).strip()).hostname
+    return "OPENAI_API_KEY" if host == "api.openai.com" else ""
+
+
+KeyName = Annotated[str, AfterValidator(_variable), Field(default_factory=_whose)]
+"""Environment variable that holds the key of the server at `base_url`, which stands before it; the
+key itself never stands in a recipe. Empty: no key is sent."""
 
 
 class Settings(BaseModel):

@@ -1,4 +1,8 @@
-"""Settings of who does the work: this machine, or a Ray cluster. They change no result."""
+"""Settings of who does the work: this machine, or a Ray cluster.
+
+Which records are made, and what is learned, does not depend on it, to within rounding and what
+docs/scaling.md names of `ranks`. A stage's figures say how many of these trained.
+"""
 
 from __future__ import annotations
 
@@ -51,14 +55,32 @@ def in_full(value: Any) -> Any:
     return {"kind": value} if isinstance(value, str) else value
 
 
-def _local(value: Any) -> Any:
-    return {"kind": "local", **value} if isinstance(value, dict) else value
+def _of_a_kind(value: Any) -> Any:
+    """Settings with their kind, which is known and has such settings.
+
+    Raises:
+        ValueError: it is not, or has not; the text says what would do.
+    """
+    value = in_full(value)
+    if isinstance(value, Settings):
+        return value
+    kind = value.get("kind", "local") if isinstance(value, dict) else value
+    if kind not in ("local", "ray"):
+        raise ValueError(
+            f"is {kind!r}; give `local` or `ray`, or settings with one as their `kind`"
+        )
+    rays = [k for k in RayExecutor.model_fields if k not in LocalExecutor.model_fields]
+    if kind == "local" and (foreign := [k for k in rays if k in value]):
+        raise ValueError(
+            f"{', '.join(foreign)}: of `executor: ray` alone; add `--set executor=ray`, or "
+            "`kind: ray` in the recipe"
+        )
+    return {"kind": kind, **value}
 
 
 Executor = Annotated[
     LocalExecutor | RayExecutor,
     Field(discriminator="kind"),
-    BeforeValidator(_local),
-    BeforeValidator(in_full),
+    BeforeValidator(_of_a_kind),
 ]
 """Who does the work; a kind alone is enough."""

@@ -198,6 +198,8 @@ def explain(source: str, error: ValidationError, model: type[Settings]) -> str:
     """What is wrong with settings, a line a key; unknown keys with the nearest known one."""
     lines = []
     for problem in error.errors():
+        if problem["type"] == "default_factory_not_called":
+            continue  # as another setting is wrong, which is named
         place = ".".join(_spelled(problem["loc"]))
         if problem["type"] == "extra_forbidden":
             near = nearest(str(problem["loc"][-1]), _known(model, problem["loc"][:-1]))

@@ -18,7 +18,7 @@ from selfcal.recipe.asked import (
     Teacher,
     VerifierLabels,
 )
-from selfcal.recipe.base import BaseUrl, Count, LocalPath, Positive, Settings, Share
+from selfcal.recipe.base import BaseUrl, Count, KeyName, LocalPath, Positive, Settings, Share
 from selfcal.recipe.executor import Executor, LocalExecutor
 from selfcal.recipe.training import Dpo, Grpo, JudgeTraining, Rft
 
@@ -87,7 +87,7 @@ class Server(Settings):
     base_url: BaseUrl = "http://127.0.0.1:8000/v1"
     model: str | None = None
     """Name under which it serves `policy.model`; None: that very name."""
-    api_key_env: str = "OPENAI_API_KEY"
+    api_key_env: KeyName
     timeout: Annotated[float, Field(gt=0)] = 600.0
     retries: Annotated[int, Field(ge=0)] = 4
     concurrency: Positive = 64

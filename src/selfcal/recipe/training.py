@@ -10,6 +10,11 @@ from pydantic import Field, model_validator
 from selfcal.recipe.base import Positive, Settings, Share
 
 
+def passes(samples: int, most: int) -> int:
+    """The most samples a forward pass, up to `most`, into which so many can be parted equally."""
+    return next(n for n in range(min(samples, most), 0, -1) if samples % n == 0)
+
+
 class Lora(Settings):
     """A LoRA adapter on the language model's linear layers."""
 
@@ -79,8 +84,7 @@ class Training(Settings):
                 f"batch_size: {self.batch_size} samples cannot be parted equally among {ranks} "
                 "processes; set it to a multiple, or executor.ranks to a number that divides it"
             )
-        most = min(own, self.micro_batch_size or own, limit or own)
-        return next(n for n in range(most, 0, -1) if own % n == 0)
+        return passes(own, min(self.micro_batch_size or own, limit or own))
 
     @property
     def by_micro(self) -> bool:

@@ -31,16 +31,20 @@ def is_same_work(folder: StageDir, said: Mapping[str, Any]) -> bool:
         own = said_in(path.read_bytes()) if path.is_file() else {}
         if own:
             same = own.get("fingerprint") == said.get("fingerprint")
-            return same and not changed(_inputs(own), _inputs(said))
+            return same and not changed(inputs_of(own), inputs_of(said))
     return not files_below(folder.path)
 
 
-def _inputs(account: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
+def inputs_of(account: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
     """What a marker or a manifest says of the outcomes that its stage has read."""
     kept = account.get("manifest")
     found = account.get("inputs", kept.get("inputs") if isinstance(kept, dict) else None)
     items = found.items() if isinstance(found, dict) else ()
-    return {name: outcome for name, outcome in items if isinstance(outcome, dict)}
+    return {
+        stage: {name: digest for name, digest in outcome.items() if isinstance(digest, str)}
+        for stage, outcome in items
+        if isinstance(outcome, dict)
+    }
 
 
 def lacks(folder: StageDir) -> bool:

@@ -11,6 +11,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from selfcal.errors import StoreError
+from selfcal.files import is_plain
 
 _ADDRESS = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+:/")  # a Path keeps one slash; `C:/` is no address
 _HERE = ("file", "local")
@@ -58,9 +59,7 @@ def checked(key: str, where: str) -> str:
     Raises:
         StoreError: it leads out of the folder, or no file system takes it.
     """
-    parts = key.split("/")
-    bad = any(part in ("", ".", "..") or len(part.encode()) > 255 for part in parts)
-    if bad or re.search(r"[\\\x00-\x1f\x7f]", key) or re.match(r"[A-Za-z]:", key):
+    if not is_plain(key):
         raise StoreError(
             f"{where} has an object {key!r}, whose name is no file of a run: remove it there, then "
             "run the same command again"

@@ -41,22 +41,25 @@ def mirrors() -> Path:
     return (Path(cache) if cache else Path.home() / ".cache") / "selfcal" / "mirrors"
 
 
-def open_run_place(where: str) -> Place:
+def open_run_place(where: str, token: str = "") -> Place:
     """Open a run as another machine named it (`Place.where`); what a worker of a cluster calls.
 
     Of a run on a store, this machine's mirror has the recipe and the accounts of all stages
     (manifests, markers, marks) afterwards; `fetch` each stage before it is read. Stages of the run
-    then get `Place.saved` by `executor.work_of`.
+    then get `Place.saved` by `executor.work_of`. With `token` (the driver's `Place.token`) the
+    store is changed for only as long as its lease is the driver's.
 
     Raises:
         StoreError: there is no run, or the store cannot be reached.
     """
     if not is_address(where):
         return Folder(Path(where))
-    place = place_of(working_folder(where))
-    if not (place.run / RECIPE).is_file():
+    run = working_folder(where)
+    if not (run / RECIPE).is_file():
         raise StoreError(f"{where} is no run of selfcal: it has no {RECIPE}")
-    return place
+    if token and (mirror := mirror_of(run)) is not None:
+        mirror.follow(token)
+    return place_of(run)
 
 
 def place_of(run: Path) -> Place:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import secrets
+import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
+from selfcal import stopping
 from selfcal.remote.accounts import is_as_written, state
 from selfcal.remote.address import checked
 from selfcal.remote.objects import Objects, at_once
@@ -101,14 +103,36 @@ class Files:
             self._same.pop(key, None)
 
 
+_SILENT_S = 2.0
+"""Seconds to wait for another process without a word."""
+
+
 @contextmanager
 def pulling(run: Path) -> Iterator[None]:
-    """Keeps processes of one machine from bringing the same files twice."""
+    """Keeps processes of one machine from bringing the same files twice.
+
+    Raises:
+        Stopped: that was asked for, while another one brings some.
+    """
     with explained("lock", run):
         run.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(run.parent / f".{run.name}.pull", thread_local=False)
-        lock.acquire()
+        _wait_for(lock, run)
     try:
         yield
     finally:
         lock.release()
+
+
+def _wait_for(lock: FileLock, run: Path) -> None:
+    """Take a lock; say so if that takes long."""
+    waited = 0.0
+    while True:
+        try:
+            lock.acquire(timeout=_SILENT_S / 10)
+            return
+        except Timeout:
+            stopping.heed()
+        waited += _SILENT_S / 10
+        if waited >= _SILENT_S > waited - _SILENT_S / 10:
+            print(f"{run}: another process brings files of this run; waiting", file=sys.stderr)

@@ -24,6 +24,7 @@ from selfcal.remote.accounts import (
     entries,
     files_below,
     has_size,
+    inputs_of,
     is_same_work,
     lacks,
     said_in,
@@ -33,14 +34,16 @@ from selfcal.remote.accounts import (
 from selfcal.remote.address import checked
 from selfcal.remote.files import Files, pulling
 from selfcal.remote.lease import KEY as LEASE
-from selfcal.remote.lease import Lease
+from selfcal.remote.lease import Followed, Lease
 from selfcal.remote.objects import Item, Objects, at_once
 from selfcal.remote.place import Read
 from selfcal.store import (
+    JSON,
     MANIFEST,
     MARKER,
     MARKS,
     StageDir,
+    changed,
     write_bytes,
 )
 
@@ -68,6 +71,7 @@ class Mirror:
         self.lease = self._lease()
         self.files = Files(objects, run, self._check)
         self._held = False
+        self._followed: Followed | None = None
         self._fetched: set[Path] = set()
         self._stages: list[StageDir] = []
 
@@ -84,11 +88,20 @@ class Mirror:
         """
         self.lease = self._lease()  # one that was lost is lost for good
         self.lease.take()
-        self._held = True
+        self._held, self._followed = True, None
 
     def _lease(self) -> Lease:
         own = self._name if self.worked_in == self.run else secrets.token_hex(8)
         return Lease(self.objects, own, stopping.ask)
+
+    @property
+    def token(self) -> str:
+        """The lease's, for processes that work for this one; empty if this one does not hold it."""
+        return self.lease.token if self._held else ""
+
+    def follow(self, token: str) -> None:
+        """Change the store only for as long as its lease bears this token."""
+        self._followed = Followed(self.objects, token)
 
     def unlock(self) -> None:
         """Give the lease back, if it was taken."""
@@ -125,7 +138,12 @@ class Mirror:
     def _begin(self, stages: Sequence[Read]) -> None:
         self._stages = [s.folder for s in stages]
         there = self.objects.list()
-        if RECIPE not in there and any(key != LEASE for key in there):
+        own = (f"{self.files.key(f.path)}/{n}" for f in self._stages for n in (MARKER, MANIFEST))
+        if (
+            RECIPE not in there
+            and any(key != LEASE for key in there)
+            and there.keys().isdisjoint(own)
+        ):
             raise StoreError(
                 f"{self.where} is not empty and is no run of selfcal; give another address"
             )
@@ -206,12 +224,24 @@ class Mirror:
         """Whether a finished stage was fetched, or made here."""
         return folder.path in self._fetched
 
-    def takes_up(self, folder: StageDir) -> None:
-        """Make the store ready for work on a stage, and bring what there is of it."""
+    def sets_aside(self, folder: StageDir) -> None:
+        """Move a finished stage aside on the store, too: none of its shards may come back."""
+        self._check()
+        if there := self._below(folder, self.objects.list(self.files.key(folder.path))):
+            found = str(self._account(folder, there).get("fingerprint", ""))
+            self._set_aside(folder, found, there)
+        self._fetched.discard(folder.path)
+
+    def takes_up(self, folder: StageDir, inputs: Mapping[str, JSON] | None = None) -> None:
+        """Make the store ready for work on a stage, and bring what there is of it.
+
+        Other work is moved aside, and so is work on inputs that had another outcome.
+        """
         self._check()
         there = self._below(folder, self.objects.list(self.files.key(folder.path)))
-        found = str(self._account(folder, there).get("fingerprint", ""))
-        if there and found != folder.fingerprint:
+        said = self._account(folder, there)
+        found = str(said.get("fingerprint", ""))
+        if there and (found != folder.fingerprint or changed(inputs_of(said), inputs or {})):
             self._set_aside(folder, found, there)
             return
         if MANIFEST in there:
@@ -341,6 +371,8 @@ class Mirror:
     def _check(self) -> None:
         if self._held:
             self.lease.check()
+        elif self._followed is not None:
+            self._followed.check()
 
     def _below(self, folder: StageDir, there: Mapping[str, Item]) -> dict[str, Item]:
         """What is below a stage's folder, by the names that it has there."""

@@ -1,13 +1,12 @@
 """The objects below an address, through fsspec: listed, read, written whole, copied, deleted.
 
-What can pass by itself is tried again with growing pauses. What cannot becomes a StoreError that
-names the address, the reason and the way out.
+What can pass by itself is tried again with growing pauses, unless somebody wishes to stop. What
+cannot becomes a StoreError that names the address, the reason and the way out.
 """
 
 from __future__ import annotations
 
 import random
-import time
 from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+from selfcal import stopping
 from selfcal.errors import StoreError
 from selfcal.remote.address import checked, scrubbed
 
@@ -81,6 +81,8 @@ class Objects:
     def list(self, folder: str = "") -> dict[str, Item]:
         """All objects below a folder, by key.
 
+        Objects that stand for a folder are left out: their keys are empty, or end in `/`.
+
         Raises:
             StoreError: the store cannot be asked, or the name of one leads out of the folder.
         """
@@ -90,6 +92,8 @@ class Objects:
         start = len(self._root.strip("/")) + 1
         items = {}
         for path, info in found.items():
+            if path.endswith("/") or info.get("type") == "directory":
+                continue
             key = checked(path.strip("/")[start:], self.address)
             items[key] = Item(int(info["size"]), _tag(info))
         return items
@@ -198,7 +202,7 @@ class Objects:
             except Exception as error:
                 if pause is None or isinstance(error, _FOR_GOOD) or _no_key(error):
                     raise self._explained(doing, key, error) from error
-                time.sleep(pause * random.uniform(0.5, 1.5))
+                stopping.pause(pause * random.uniform(0.5, 1.5))
         raise AssertionError("the last try returns or raises")
 
     def _explained(self, doing: str, key: str, error: Exception) -> StoreError:

@@ -6,13 +6,13 @@ all; a mirror (see `mirror`) brings the one from its store, and takes the other 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from selfcal.store import StageDir
+from selfcal.store import JSON, StageDir
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,11 @@ class Place(Protocol):
     @property
     def where(self) -> str:
         """How another machine opens it with `open_run_place`: an address, or the folder."""
+        ...
+
+    @property
+    def token(self) -> str:
+        """What those who work for this process show there; empty where nothing is asked for."""
         ...
 
     def working(self, stages: Sequence[Read]) -> AbstractContextManager[None]:
@@ -68,8 +73,12 @@ class Place(Protocol):
         """Whether a finished stage's files are meant to be in the folder."""
         ...
 
-    def takes_up(self, folder: StageDir) -> None:
-        """Called before a stage is opened for work."""
+    def sets_aside(self, folder: StageDir) -> None:
+        """Called before a finished stage is moved aside, because what it has read has changed."""
+        ...
+
+    def takes_up(self, folder: StageDir, inputs: Mapping[str, JSON] | None = None) -> None:
+        """Called before a stage is opened for work; `inputs` as `StageDir.open` takes them."""
         ...
 
     def opened(self, folder: StageDir) -> None:
@@ -100,6 +109,11 @@ class Folder:
         """The folder."""
         return str(self.run.resolve())
 
+    @property
+    def token(self) -> str:
+        """None is asked for."""
+        return ""
+
     @contextmanager
     def working(self, stages: Sequence[Read]) -> Iterator[None]:
         """Nothing."""
@@ -115,7 +129,10 @@ class Folder:
         """Yes."""
         return True
 
-    def takes_up(self, folder: StageDir) -> None:
+    def sets_aside(self, folder: StageDir) -> None:
+        """Nothing."""
+
+    def takes_up(self, folder: StageDir, inputs: Mapping[str, JSON] | None = None) -> None:
         """Nothing."""
 
     def opened(self, folder: StageDir) -> None:

@@ -219,9 +219,10 @@ def changed_settings(recipe: Recipe) -> list[tuple[str, str]]:
 def _changed(settings: BaseModel, usual: BaseModel | None, place: str) -> list[tuple[str, Any]]:
     """What differs from `usual`, or from the defaults of the settings' own kind."""
     found: list[tuple[str, Any]] = []
+    known: dict[str, Any] = {"call_default_factory": True, "validated_data": dict(settings)}
     for name, about in type(settings).model_fields.items():
         own = getattr(settings, name)
-        was = getattr(usual, name) if usual else about.get_default(call_default_factory=True)
+        was = getattr(usual, name) if usual else about.get_default(**known)
         if name in ("digest", "digests") or own == was:
             continue
         if not isinstance(own, BaseModel):

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import math
 import os
 import threading
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
@@ -19,7 +18,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 from urllib.parse import urlsplit
 
-from selfcal.chat.connection import secrets_of, shown
+from selfcal.chat.connection import check_open, secrets_of, shown, without
+from selfcal.chat.errors import ChatError
 from selfcal.policy import ModelError
 from selfcal.recipe import Server
 
@@ -29,6 +29,12 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 _EXCERPT = 300
 _TOKEN = "token_id:"
+_MOST = 2**31
+"""Above all token ids, and all counts of tokens."""
+_LEAST_LIKELY = 1e6
+"""Nats; a log-probability is nearer to 0."""
+_NAME = 4_096
+"""Characters of a model's name or folder."""
 _OPENAIS = ("OpenAI-Organization", "OpenAI-Project")
 
 
@@ -89,12 +95,17 @@ class Connection:
         """Prepare it; nothing is sent yet.
 
         Raises:
-            ServerError: the base URL is none.
+            ServerError: the base URL is none, or the key would go over a public network
+                unencrypted.
         """
         self.concurrency = settings.concurrency
         self._settings = settings
         self._base, self.address = _addresses(settings.base_url)
         self._key = os.environ.get(settings.api_key_env, "").strip()
+        try:
+            check_open(settings.base_url, self._key)
+        except ChatError as error:
+            raise ServerError(f"policy.server: {error}") from None
         self._secrets = secrets_of(settings.base_url, self._key)
         self._client: AsyncOpenAI | None = None
         self._loop = asyncio.new_event_loop()
@@ -156,7 +167,7 @@ class Connection:
     def _made(self) -> AsyncOpenAI:
         import openai
 
-        from selfcal.chat.guard import PLAIN, guard
+        from selfcal.chat.guard import PLAIN, AsyncClient
 
         if self._client is None:
             s = self._settings
@@ -169,12 +180,8 @@ class Connection:
                 timeout=s.timeout,
                 max_retries=s.retries,
                 default_headers={**apart, **PLAIN},
-                http_client=openai.DefaultAsyncHttpxClient(
-                    timeout=s.timeout,
-                    follow_redirects=False,  # neither a key nor a prompt must travel on
-                ),
+                http_client=AsyncClient(s.timeout),
             )
-            guard(self._client, s.timeout)
         return self._client
 
     async def _ask(self, body: dict[str, Any]) -> Reply:
@@ -183,12 +190,18 @@ class Connection:
         text = await self._sent(
             lambda: chat.create(model=model, messages=messages, extra_body=body)
         )
-        return _read(text, _reply, f"{self.address}: no chat completion", self._show)
+        return _read(
+            text, lambda data: _reply(data, self._fit), f"{self.address}: no chat completion",
+            self._show,
+        )  # fmt: skip
 
     async def _models(self) -> list[Card]:
         models = self._made().models.with_raw_response
         text = await self._sent(models.list)
-        return _read(text, _cards, f"{self.address}: no list of models", self._show)
+        return _read(
+            text, lambda data: _cards(data, self._fit), f"{self.address}: no list of models",
+            self._show,
+        )  # fmt: skip
 
     async def _post(self, path: str, body: dict[str, Any]) -> None:
         client = self._made()
@@ -224,6 +237,10 @@ class Connection:
             ) from error
         return str(getattr(reply, "text", reply))
 
+    def _fit(self, text: str) -> str:
+        """What a server said, fit to be kept: text that can be written, without the key."""
+        return without(text.encode("utf-8", "replace").decode(), self._secrets)
+
     def _show(self, text: str) -> str:
         """What a server said, fit to be shown: short, printable, without the key."""
         return shown(text, self._secrets, _EXCERPT)
@@ -246,6 +263,8 @@ def _addresses(base_url: str) -> tuple[str, str]:
 
 def _way_out(status: int, key_env: str) -> str:
     if status in (401, 403):
+        if not key_env:
+            return "name the environment variable with the key in policy.server.api_key_env"
         return f"check the key in ${key_env}"
     if status == 404:
         return "check policy.server.base_url and policy.server.model"
@@ -268,27 +287,55 @@ def _read(text: str, kind: Callable[[Any], T], problem: str, show: Callable[[str
         ) from error
 
 
-def _reply(data: Any) -> Reply:
+def _reply(data: Any, fit: Callable[[str], str]) -> Reply:
     choices = sorted(data["choices"], key=lambda c: int(c["index"]))
     tokens = (data.get("usage") or {}).get("prompt_tokens")
-    return Reply(tuple(map(_draw, choices)), None if tokens is None else int(tokens))
+    return Reply(tuple(_draw(c, fit) for c in choices), None if tokens is None else _count(tokens))
 
 
-def _draw(choice: Mapping[str, Any]) -> Draw:
+def _draw(choice: Mapping[str, Any], fit: Callable[[str], str]) -> Draw:
     said = (choice.get("logprobs") or {}).get("content") or []
     tokens = [str(t["token"]) for t in said]
     ids = None
     if tokens and all(t.startswith(_TOKEN) for t in tokens):
-        ids = tuple(int(t.removeprefix(_TOKEN)) for t in tokens)
+        ids = tuple(_token(t.removeprefix(_TOKEN)) for t in tokens)
     logprobs = tuple(float(t["logprob"]) for t in said)
-    if not all(map(math.isfinite, logprobs)):
-        raise ValueError("a log-probability is not finite")
-    text = choice["message"].get("content") or ""
-    return Draw(ids, logprobs, str(text), choice.get("finish_reason"), choice.get("stop_reason"))
+    if not all(-_LEAST_LIKELY <= one <= _LEAST_LIKELY for one in logprobs):  # nor is it NaN
+        raise ValueError("a log-probability is none")
+    text = choice["message"].get("content")
+    finish, stop = choice.get("finish_reason"), choice.get("stop_reason")
+    if not (isinstance(text, str | None) and isinstance(finish, str | None)):
+        raise TypeError("content or finish_reason is no text")
+    if not (isinstance(stop, str | None) or type(stop) is int):
+        raise TypeError("stop_reason is neither a text nor a token")
+    return Draw(ids, logprobs, fit(text or ""), finish, stop)
 
 
-def _cards(data: Any) -> list[Card]:
+def _token(text: str) -> int:
+    if not (text.isascii() and text.isdecimal() and len(text) < 11):
+        raise ValueError("a token's id is no number")
+    return _count(int(text))
+
+
+def _count(value: Any) -> int:
+    if type(value) is not int or not 0 <= value < _MOST:
+        raise ValueError(f"{value!r:.40} is neither a count nor a token's id")
+    return value
+
+
+def _cards(data: Any, fit: Callable[[str], str]) -> list[Card]:
+    def name(value: Any) -> str:
+        if not isinstance(value, str) or len(value) > _NAME or "\0" in value:
+            raise TypeError("a model's name is no text that could be one")
+        return fit(value)
+
+    def optional(value: Any) -> str | None:
+        return None if value is None else name(value)
+
     return [
-        Card(str(c["id"]), c.get("root"), c.get("parent"), c.get("max_model_len"))
+        Card(
+            name(c["id"]), optional(c.get("root")), optional(c.get("parent")),
+            None if c.get("max_model_len") is None else _count(c["max_model_len"]),
+        )
         for c in data["data"]
-    ]
+    ]  # fmt: skip

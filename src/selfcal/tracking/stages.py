@@ -9,6 +9,7 @@ from contextlib import suppress
 from math import isfinite
 
 from selfcal.errors import StoreError
+from selfcal.remote import place_of
 from selfcal.stage import Stage
 from selfcal.store import JSON, StageDir
 from selfcal.tracking.lines import Line
@@ -85,6 +86,9 @@ class Watch:
                     known = self._tracked.known()
                     before = {n: i for n, i in self._numbers.items() if i < number}
                     known["sent"] = {n: p for n, p in known["sent"].items() if n in before}
+            if stage.name.startswith("eval/"):
+                with suppress(StoreError):  # `selfcal status` says that a file is damaged
+                    place_of(self._tracked.run).needs(folder)
             self._line.log(figures_of(stage, folder, stats, seconds, rate), number)
             known = self._tracked.known() | {"sent": known["sent"]}
             known["sent"][stage.name] = folder.fingerprint

@@ -1,21 +1,24 @@
 """Checkpoints that a training resumes from: TRL writes them, and here they get their digests.
 
 TRL writes a folder of files one after the other, straight to their names. A kill, a full disk or a
-bad block leaves one that looks whole, so that each gets a list of its files' digests once they are
-on the disk, written last: a checkpoint without it, or that is no longer what it says, is passed
-over. The two newest are kept, so that there is one to go back to, also while the next is written.
+bad block leaves one that looks whole, so that each gets a list of its files' digests (and of its
+own) once they are on the disk, written last: a checkpoint without it, or that is no longer what it
+says, is passed over. The two newest are kept, so that there is one to go back to, also while the
+next is written.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import shutil
 from pathlib import Path
 from typing import Any
 
+from selfcal.digests import read_signed, write_signed
 from selfcal.errors import StoreError
-from selfcal.store import JSON, explained, file_digest, read_json, write_json
+from selfcal.store import JSON, explained, file_digest
 
 DIGESTS = "digests.json"
 """In a checkpoint's folder; its existence means that all others are on the disk."""
@@ -36,7 +39,7 @@ def seal(checkpoint: Path, carried: dict[str, JSON]) -> None:
         for path in [*own, *{path.parent for path in own}, checkpoint.parent]:
             _sync(path)
     files = {path.relative_to(checkpoint).as_posix(): _entry(path) for path in own}
-    write_json(checkpoint / DIGESTS, {"files": files, "carried": carried})
+    write_signed(checkpoint / DIGESTS, {"files": files, "carried": carried})
 
 
 def _sync(path: Path) -> None:
@@ -57,7 +60,10 @@ def _entry(path: Path) -> dict[str, JSON]:
 def whole(checkpoint: Path) -> bool:
     """Whether a checkpoint is what was written."""
     try:
-        files = {checkpoint / name: entry for name, entry in _sealed(checkpoint)["files"].items()}
+        said = _sealed(checkpoint)
+        files = {checkpoint / name: entry for name, entry in said["files"].items()}
+        if not _can_carry(said["carried"]):
+            return False
         # sizes first: they cost nothing, and a cut file need not be read
         sizes = all(p.stat().st_size == entry["size"] for p, entry in files.items())
         return sizes and all(_entry(p) == entry for p, entry in files.items())
@@ -67,12 +73,28 @@ def whole(checkpoint: Path) -> bool:
 
 def carried_by(checkpoint: str | None) -> dict[str, Any]:
     """What was handed to `seal` with a checkpoint that is whole."""
-    found = _sealed(Path(checkpoint))["carried"] if checkpoint else None
-    return found if isinstance(found, dict) else {}
+    found: dict[str, Any] = _sealed(Path(checkpoint))["carried"] if checkpoint else {}
+    return found
 
 
-def _sealed(checkpoint: Path) -> Any:
-    return read_json(checkpoint / DIGESTS)
+def _can_carry(found: Any) -> bool:
+    """Whether this is what `watch` hands over: nothing, or all of it."""
+    if not isinstance(found, dict):
+        return False
+    counts, metrics = [found.get("logged"), found.get("tokens")], found.get("metrics")
+    return not found or (
+        _numbers([found.get("loss"), *counts])
+        and isinstance(metrics, dict)
+        and all(isinstance(own, list) and _numbers(own) for own in metrics.values())
+    )
+
+
+def _numbers(values: list[Any]) -> bool:
+    return all(isinstance(v, int | float) and math.isfinite(v) for v in values)
+
+
+def _sealed(checkpoint: Path) -> dict[str, Any]:
+    return read_signed(checkpoint / DIGESTS)
 
 
 def checkpoints(trl: Path) -> list[Path]:

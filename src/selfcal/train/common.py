@@ -16,7 +16,7 @@ from selfcal.clock import spent
 from selfcal.errors import SelfcalError, StoreError
 from selfcal.memory import attempt
 from selfcal.policy import ModelError, Policy, load_policy, pick_device
-from selfcal.recipe import Training, read_configuration
+from selfcal.recipe import Training, passes, read_configuration
 from selfcal.stopping import Again, Stopped
 from selfcal.store import read_json, write_json
 from selfcal.tracking import Tracked, followed
@@ -46,6 +46,8 @@ class Trained:
     """What TRL logged: loss, and for DPO the implicit rewards' margins and accuracies."""
     lowered: int | None = None
     """Samples a forward pass, where memory did not suffice for as many as the settings say."""
+    ranks: int = 1
+    """Processes that did the last steps together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,7 +256,8 @@ def finish(
         for row in trainer.state.log_history
         if "loss" in row
     )
-    return Trained(steps, rows, tuple(drops), curve, memory_limit(run))
+    lowered = trainer.args.per_device_train_batch_size if memory_limit(run) else None
+    return Trained(steps, rows, tuple(drops), curve, lowered, run.ranks)
 
 
 def _train(trainer: Any, run: Run) -> int:
@@ -274,7 +277,11 @@ def _train(trainer: Any, run: Run) -> int:
     with followed(trainer, run.tracked, run.out, step_of(last)), spent("training"):
         outcome, said = attempt(lambda: trainer.train(resume_from_checkpoint=last))
     if outcome is None:
-        raise less_memory(run, trainer.args.per_device_train_batch_size, said)
+        micro, parts = (
+            trainer.args.per_device_train_batch_size,
+            trainer.args.gradient_accumulation_steps,
+        )
+        raise less_memory(run, micro, micro * parts, said)
     if seen.stopped:
         raise Stopped
     return int(outcome.global_step)
@@ -341,10 +348,11 @@ def memory_limit(run: Run) -> int | None:
     return limit
 
 
-def less_memory(run: Run, micro: int, said: str) -> Exception:
+def less_memory(run: Run, micro: int, own: int, said: str) -> Exception:
     """What ends a training that has no memory for so many samples a forward pass.
 
-    It is noted that there is room for half as many, and so the training goes on.
+    It is noted that there is room for half as many, or for the most below that into which the
+    `own` samples of a step that this process does can be parted; and so the training goes on.
     """
     last = step_of(last_checkpoint(run.out / "trl"))
     if micro == 1:
@@ -353,8 +361,9 @@ def less_memory(run: Run, micro: int, said: str) -> Exception:
             "gradient_checkpointing, lower max_length or lora.rank, set lora.four_bit, or give it "
             "more memory, then run it again: all stages before it are kept"
         )
-    write_json(run.out / _MEMORY, {"micro_batch_size": micro // 2, "said": said})
+    less = passes(own, micro // 2)
+    write_json(run.out / _MEMORY, {"micro_batch_size": less, "said": said})
     return Again(
         f"{run.out.name}: out of memory with {micro} samples a forward pass: goes on from step "
-        f"{last} with {micro // 2} and the same batch"
+        f"{last} with {less} and the same batch"
     )

@@ -15,7 +15,7 @@ from itertools import pairwise
 from typing import Any, Protocol
 
 from selfcal.errors import StoreError
-from selfcal.policy import ModelError, user_turn
+from selfcal.policy import ModelError, Policy, user_turn
 from selfcal.processors import PREFIX_TYPES
 from selfcal.recipe import Grpo
 from selfcal.store import StageDir
@@ -28,7 +28,7 @@ from selfcal.train.common import (
     starting_point,
 )
 from selfcal.train.policy import fitting, lengths, tune
-from selfcal.types import Rollout, Sample
+from selfcal.types import Drop, Rollout, Sample
 
 ROLLOUTS = "rollouts"
 """Name of the responses among a stage's records."""
@@ -142,16 +142,7 @@ def grpo(
             "them, and TRL's GRPO would let those of a response do so as well; take another "
             "model, or a method that trains on pairs, such as src"
         )
-    asked = [(s, ()) for s in samples]
-    reach = [n + settings.max_new_tokens for n in lengths(policy, asked)]
-    kept, drops = fitting(asked, reach, settings.max_length, "grpo")
-    rows = [s for s, _ in kept]
-    prompts = settings.batch_size // settings.group
-    if len(rows) < prompts:  # TRL would train on nothing, and say nothing
-        raise TrainingError(
-            f"grpo: {len(rows)} samples fill no batch of {prompts} prompts (grpo.batch_size / "
-            "grpo.group); lower grpo.batch_size, or give more samples"
-        )
+    rows, drops = _fitting(policy, samples, settings)
     turns = [user_turn(s, policy.processor) for s in rows]
     data = Dataset.from_list(
         [{"images": list(s.images), "prompt": turns[i], "row": i} for i, s in enumerate(rows)]
@@ -159,7 +150,7 @@ def grpo(
     args = _config(settings, run, len(rows))
     resumed = _resumed(run)
     _replay(ledger.reopen(resumed // settings.updates), grading, rows)
-    epochs = resumed // (len(rows) // prompts * settings.updates)
+    epochs = resumed // (len(rows) // _prompts(settings) * settings.updates)
     tokenizer = policy.tokenizer
     reward = _Reward(rows, grading, ledger, settings.group, settings.updates, tokenizer)
 
@@ -169,6 +160,30 @@ def grpo(
         return made
 
     return tune(trainer, policy, data, args, settings, run, drops)
+
+
+def _prompts(settings: Grpo) -> int:
+    """Prompts of a batch."""
+    return settings.batch_size // settings.group
+
+
+def _fitting(
+    policy: Policy, samples: Sequence[Sample], settings: Grpo
+) -> tuple[list[Sample], list[Drop]]:
+    """The samples that fit with their responses, and the drops.
+
+    Raises:
+        TrainingError: they are too few for a batch.
+    """
+    asked = [(s, ()) for s in samples]
+    reach = [n + settings.max_new_tokens for n in lengths(policy, asked)]
+    kept, drops = fitting(asked, reach, settings.max_length, "grpo")
+    if len(kept) < _prompts(settings):  # TRL would train on nothing, and say nothing
+        raise TrainingError(
+            f"grpo: {len(kept)} samples fill no batch of {_prompts(settings)} prompts "
+            "(grpo.batch_size / grpo.group); lower grpo.batch_size, or give more samples"
+        )
+    return [s for s, _ in kept], drops
 
 
 def _config(settings: Grpo, run: Run, rows: int) -> Any:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from selfcal.stopping import asked
@@ -30,6 +29,8 @@ def finite(parameters: Iterable[Any]) -> bool:
 
 def _here(parameter: Any) -> Any:
     """Of a weight that is spread over processes, the part that lies in this one."""
+    if hasattr(parameter, "ds_tensor"):  # ZeRO-3 leaves the weight itself empty
+        return parameter.ds_tensor
     return parameter.to_local() if hasattr(parameter, "to_local") else parameter
 
 
@@ -106,23 +107,36 @@ def watch(trainer: Any, run: Run) -> Any:
             loss = (logs or {}).get("loss", 0.0)
             if not math.isfinite(loss):
                 raise diverged(run, f"the loss became {loss} by step {state.global_step}")
-            figures = _figures(state)
-            if updates is None and exploded([*figures.values()]):
-                if trainer.accelerator.is_main_process:
-                    drop_after(run.out / "trl", last_good(figures))
-                raise diverged(run, f"the loss exploded to {loss:.3g} by step {state.global_step}")
+            if updates is None:
+                _insist_on_no_explosion(trainer, run, state)
 
         def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            trainer.accelerator.wait_for_everyone()  # each process has files of its own
-            carried = _carried(trainer)
-            if not trainer.accelerator.is_main_process:
-                return
-            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-            seal(folder, carried)
-            run.saved(folder)
-            drop_old(folder.parent, last_good(_figures(state)))
+            _keep(trainer, run, state)
 
     return Watch()
+
+
+def _insist_on_no_explosion(trainer: Any, run: Run, state: Any) -> None:
+    """Delete what was saved since the last good figure, and end the training, if need be."""
+    figures = _figures(state)
+    if not exploded([*figures.values()]):
+        return
+    if trainer.accelerator.is_main_process:
+        drop_after(run.out / "trl", last_good(figures))
+    loss = [*figures.values()][-1]
+    raise diverged(run, f"the loss exploded to {loss:.3g} by step {state.global_step}")
+
+
+def _keep(trainer: Any, run: Run, state: Any) -> None:
+    """Seal the checkpoint that TRL has just written, and delete older ones."""
+    trainer.accelerator.wait_for_everyone()  # each process has files of its own
+    carried = _carried(trainer)
+    if not trainer.accelerator.is_main_process:
+        return
+    folder = run.out / "trl" / f"checkpoint-{state.global_step}"
+    seal(folder, carried)
+    run.saved(folder)
+    drop_old(folder.parent, last_good(_figures(state)))
 
 
 def _agreed(trainer: Any, *own: bool) -> list[bool]:

@@ -19,7 +19,7 @@ from selfcal.errors import StoreError
 from selfcal.lock import RunLock, lock_holder
 from selfcal.planning import Planned, locate, open_run
 from selfcal.remote import place_of
-from selfcal.store import PARTIAL, explained
+from selfcal.store import MANIFEST, MARKER, MARKS, PARTIAL, explained
 
 
 @dataclass(frozen=True)
@@ -102,8 +102,16 @@ def _set_aside(run: Path, planned: Sequence[Planned]) -> Iterator[tuple[Path, st
         beside = p.folder.path.parent
         for path in sorted(beside.iterdir()) if _own(run, beside) else ():
             name = re.escape(p.folder.path.name)
-            if _is_folder(path) and re.fullmatch(rf"{name}\.old-\w{{1,64}}", path.name):
+            found = re.fullmatch(rf"{name}\.old-([0-9a-f]{{16}}|unknown)", path.name)
+            if found and _is_folder(path) and (found[1] == "unknown" or _is_stage(path)):
                 yield path, "work of other settings or on other inputs, or damaged; set aside"
+
+
+def _is_stage(path: Path) -> bool:
+    """Whether a folder has what says that a stage worked in it, be it damaged."""
+    marks = [mark.name for mark in (path / MARKS).glob("*")]
+    noted = any((path / name).is_file() for name in (MARKER, MANIFEST))
+    return noted or any(re.fullmatch(r"\d{5,}(\.json)?", mark) for mark in marks)
 
 
 def _old_checkpoints(run: Path, planned: Sequence[Planned]) -> Iterator[Path]:

@@ -9,12 +9,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from selfcal.errors import StoreError
+from selfcal.accounts import said
 from selfcal.lock import lock_holder
 from selfcal.mending import WEIGHTS, stale
 from selfcal.planning import Planned, locate, open_run
 from selfcal.remote import shown
-from selfcal.store import MANIFEST, MARKER, MARKS, StageDir, read_signed
+from selfcal.store import MANIFEST, MARKER, MARKS, StageDir
 from selfcal.upkeep.findings import Finding, Findings
 from selfcal.upkeep.rows import Known, check_rows
 
@@ -81,6 +81,8 @@ def _check_stage(
         if not others and not at_work:
             _check_marks(folder, name, found)
         return 0, 0
+    if said(folder.path / MARKER).get("manifest") not in (None, folder.manifest()):
+        found.add(f"{name}/{MARKER}", f"does not agree with {MANIFEST}")
     _check_files(folder, name, found)
     _check_marks(folder, name, found)
     _check_inputs(p, planned, found)
@@ -91,12 +93,13 @@ def _print_of(folder: StageDir, file: str, found: Findings) -> str:
     """The fingerprint that a file says; empty if it is missing."""
     if not (folder.path / file).exists():
         return ""
-    try:
-        return str(read_signed(folder.path / file)["fingerprint"])
-    except (StoreError, LookupError):
-        found.add(f"{found.stage}/{file}", "is damaged", way_out=found.way_out.replace(
-            "makes it anew", "restores it, and keeps the work that is sound"))  # fmt: skip
-        return ""
+    account = said(folder.path / file)
+    if account and (file == MARKER or "files" in account):
+        return str(account["fingerprint"])
+    way_out = "restores it, and keeps the work that is sound"
+    found.add(f"{found.stage}/{file}", "is damaged",
+              way_out=found.way_out.replace("makes it anew", way_out))  # fmt: skip
+    return ""
 
 
 def _check_files(folder: StageDir, name: str, found: Findings) -> None:
@@ -115,12 +118,11 @@ def _check_marks(folder: StageDir, name: str, found: Findings) -> None:
     entries = folder.manifest()["files"] if done else {}
     for path in sorted((folder.path / MARKS).glob("*.json")):
         file = f"{name}/{MARKS}/{path.name}"
-        try:
-            said = read_signed(path)
-            own, files = said["fingerprint"], dict(said["files"])
-        except (StoreError, LookupError, TypeError, ValueError):
+        mark = said(path)
+        if "files" not in mark:
             found.add(file, "is damaged")
             continue
+        own, files = mark["fingerprint"], mark["files"]
         if own != folder.fingerprint:
             found.add(file, f"is of other settings ({own})")
         elif done and any(entries.get(shard) != entry for shard, entry in files.items()):

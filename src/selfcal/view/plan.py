@@ -71,7 +71,11 @@ def show_plan(
 
 
 def show_warnings(out: Console, recipe: Recipe, planned: Sequence[Planned]) -> None:
-    """Print what can be run and will hardly come out well."""
+    """Print what can be run and will hardly come out well, or runs somebody else's code."""
+    if recipe.policy.trust_remote_code:
+        said = safe(f"! policy.trust_remote_code: runs the code that comes with "
+                    f"{recipe.policy.model}, with all that you may do")  # fmt: skip
+        out.print(Text(said, "yellow"), soft_wrap=True)
     labels = recipe.judge.labels
     asked = any(p.stage.name == "judge/labels" for p in planned)
     if not (asked and isinstance(labels, FileLabels) and Path(labels.path).is_file()):

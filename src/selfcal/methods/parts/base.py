@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from collections import defaultdict
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -93,7 +94,8 @@ def spread(recipe: Recipe, place: str, training: Training) -> Literal["here", "r
     """Who does a training: one process, or as many as the recipe wants together.
 
     Raises:
-        RecipeError: its batches cannot be parted among them without changing what is learned.
+        RecipeError: its batches cannot be parted among them without changing what is learned, or
+            all of them would take the same GPU.
     """
     ranks = recipe.executor.ranks
     if training.fsdp and ranks == 1:
@@ -103,6 +105,12 @@ def spread(recipe: Recipe, place: str, training: Training) -> Literal["here", "r
         )
     if ranks == 1:  # deepspeed wants to be launched even so
         return "ranks" if training.deepspeed else "here"
+    if re.fullmatch(r"cuda:\d+", recipe.policy.device):
+        raise RecipeError(
+            f"recipe {recipe.name}: policy.device: {recipe.policy.device} puts all {ranks} "
+            f"processes of a training ({place}) onto one GPU; set it to `cuda` or `auto`, and each "
+            "takes one of its own"
+        )
     try:
         together = training.micro_for(ranks)
     except ValueError as error:
@@ -287,8 +295,10 @@ def training_stats(work: Work, trained: Trained) -> Mapping[str, JSON]:
     """What a training did, for the manifest; its drops are written."""
     work.write("drops", trained.drops, Drop)
     lowered = {"micro_batch_size": trained.lowered} if trained.lowered else {}
+    together = {"ranks": trained.ranks} if trained.ranks > 1 else {}
     return {
         **lowered,
+        **together,
         "steps": trained.steps,
         "rows": trained.rows,
         "drops": count_drops(trained.drops),

@@ -40,7 +40,7 @@ def evaluate(recipe: Recipe, checkpoint: str, trained: str | None = None) -> Sta
     names, most = (*settings.splits, *([FOLLOWED] if followed else [])), {FOLLOWED: followed}
 
     def run(work: Work) -> Mapping[str, JSON]:
-        from selfcal.evaluate import grade, grade_answer, measure, measure_marks
+        from selfcal.evaluate import grade, grade_answer
         from selfcal.search import respond_ended
 
         form = form_of(recipe)
@@ -66,27 +66,38 @@ def evaluate(recipe: Recipe, checkpoint: str, trained: str | None = None) -> Sta
         engine = cache(lambda: opened.enter_context(engine_for(recipe, work, trained, use)))
         with ExitStack() as opened:  # by the first sample that is left, if there is one
             work.stream(items, _SHARD, dict.fromkeys(names, Response), answer)
-        results: list[Result] = []
-        for split in settings.splits:
-            responses = work.folder.read(split, Response)
-            results += measure(responses, checkpoint, split, work.seed, verified)
-            if settings.marker is not None:
-                marks = mark_split(recipe, work, split)
-                results += measure_marks(responses, marks, checkpoint, split, work.seed)
-        work.write("results", results, Result)
-        return {
-            r.metric: round(r.value, 4)
-            for r in results
-            if r.category == "all" and math.isfinite(r.value)
-        }
+        return _measured(recipe, work, checkpoint)
 
     n = sum(getattr(recipe.data, s) for s in settings.splits) + followed
-    inputs = ("data", *reads(trained))
-    depends: dict[str, Any] = {"splits": settings.splits, "max_new_tokens": settings.max_new_tokens}
-    depends |= {"dtype": recipe.policy.dtype, "verified": verified}
-    depends |= given(recipe, trained) | formed(recipe) | backend_of(recipe)
-    depends |= marker_settings(recipe) | ({"followed": followed} if followed else {})
     return Stage(
-        f"eval/{checkpoint}", inputs, depends, run, n, "samples", f"measure {checkpoint}",
-        by_workers(searches(recipe)),
+        f"eval/{checkpoint}", ("data", *reads(trained)), _depends(recipe, trained), run, n,
+        "samples", f"measure {checkpoint}", by_workers(searches(recipe)),
     )  # fmt: skip
+
+
+def _measured(recipe: Recipe, work: Work, checkpoint: str) -> Mapping[str, JSON]:
+    """All metrics of the responses, written; those over all samples for the manifest."""
+    from selfcal.evaluate import measure, measure_marks
+
+    results: list[Result] = []
+    for split in recipe.evaluate.splits:
+        responses = work.folder.read(split, Response)
+        results += measure(responses, checkpoint, split, work.seed, recipe.data.miniworld)
+        if recipe.evaluate.marker is not None:
+            marks = mark_split(recipe, work, split)
+            results += measure_marks(responses, marks, checkpoint, split, work.seed)
+    work.write("results", results, Result)
+    return {
+        r.metric: round(r.value, 4)
+        for r in results
+        if r.category == "all" and math.isfinite(r.value)
+    }
+
+
+def _depends(recipe: Recipe, trained: str | None) -> dict[str, Any]:
+    """What a measurement depends on."""
+    settings, followed = recipe.evaluate, followed_by(recipe)
+    depends: dict[str, Any] = {"splits": settings.splits, "max_new_tokens": settings.max_new_tokens}
+    depends |= {"dtype": recipe.policy.dtype, "verified": recipe.data.miniworld}
+    depends |= given(recipe, trained) | formed(recipe) | backend_of(recipe)
+    return depends | marker_settings(recipe) | ({"followed": followed} if followed else {})

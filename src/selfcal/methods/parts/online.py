@@ -34,7 +34,7 @@ from selfcal.rationale import RapFormat, answers_agree
 from selfcal.recipe import Recipe, RecipeError
 from selfcal.stage import Stage, Work
 from selfcal.store import JSON
-from selfcal.types import Drop, Rollout
+from selfcal.types import Drop, Rollout, Sample
 
 if TYPE_CHECKING:
     from selfcal.advantage import Groups
@@ -131,18 +131,7 @@ def online_tuning(recipe: Recipe, t: int, start: str | None, method: Online) -> 
         samples = calibration_samples(recipe, work, t, method.source)
         if method.by_facts:
             insist_on_facts(recipe, work.stage.name, samples)
-        usable = [s for s in samples if s.answer.strip() or not method.needs_answers]
-        if not usable:
-            raise SelfcalError(
-                f"{work.stage.name}: none of {len(samples)} calibration samples has a reference "
-                f"answer, and {recipe.method} is rewarded by answers; give samples with answers, "
-                "or take a method without, such as src or online_src"
-            )
-        unanswered = [
-            Drop(s.id, "grpo", "no-answer")
-            for s in samples
-            if method.needs_answers and not s.answer.strip()
-        ]
+        usable, unanswered = _usable(recipe, work, method, samples)
         model = weights(recipe, work, start)
         trained = grpo(model, usable, recipe.grpo, grading, ledger, training_run(recipe, work))
         figures, reached = _figures(work, method.signals)
@@ -158,13 +147,7 @@ def online_tuning(recipe: Recipe, t: int, start: str | None, method: Online) -> 
             "learned": dict(grading.figures),
         }
 
-    if recipe.executor.ranks > 1:
-        raise RecipeError(
-            f"recipe {recipe.name}: executor.ranks: method {recipe.method!r} trains in one process "
-            "(GRPO): its rewards weigh a whole batch at once, and each process would sample "
-            "responses by random numbers of its own, so that what is learned hung on how many "
-            "there are; set it to 1"
-        )
+    _refuse_ranks(recipe)
     n = calibration_size(recipe)
     depends = {
         "method": recipe.method,
@@ -183,6 +166,16 @@ def online_tuning(recipe: Recipe, t: int, start: str | None, method: Online) -> 
         f"iter-{t}/grpo", inputs, depends, run, steps, "steps", "GRPO on own responses",
         spread(recipe, "grpo", recipe.grpo),
     )  # fmt: skip
+
+
+def _refuse_ranks(recipe: Recipe) -> None:
+    if recipe.executor.ranks > 1:
+        raise RecipeError(
+            f"recipe {recipe.name}: executor.ranks: method {recipe.method!r} trains in one process "
+            "(GRPO): its rewards weigh a whole batch at once, and each process would sample "
+            "responses by random numbers of its own, so that what is learned hung on how many "
+            "there are; set it to 1"
+        )
 
 
 def refuse_unread(recipe: Recipe, compares: bool = False) -> None:
@@ -214,6 +207,26 @@ def signals_of(stage: Stage) -> tuple[str, ...]:
     """Names of what the judge gave, in the order of `Rollout.judged`."""
     settings = stage.settings if isinstance(stage.settings, Mapping) else {}
     return tuple(settings.get("signals", ()))
+
+
+def _usable(
+    recipe: Recipe, work: Work, method: Online, samples: Sequence[Sample]
+) -> tuple[list[Sample], list[Drop]]:
+    """The samples that can teach the method something, and a drop for each other one.
+
+    Raises:
+        SelfcalError: there are none.
+    """
+    teaches = [bool(s.answer.strip()) or not method.needs_answers for s in samples]
+    usable = [s for s, able in zip(samples, teaches, strict=True) if able]
+    if not usable:
+        raise SelfcalError(
+            f"{work.stage.name}: none of {len(samples)} calibration samples has a reference "
+            f"answer, and {recipe.method} is rewarded by answers; give samples with answers, "
+            "or take a method without, such as src or online_src"
+        )
+    others = (s for s, able in zip(samples, teaches, strict=True) if not able)
+    return usable, [Drop(s.id, "grpo", "no-answer") for s in others]
 
 
 def _figures(work: Work, signals: Sequence[str]) -> tuple[dict[str, JSON], set[str]]:

@@ -41,7 +41,8 @@ if TYPE_CHECKING:
     from selfcal.teacher import Teacher
 
 Item = TypeVar("Item")
-_SHARD = 64
+SHARD = 64
+"""Samples of a shard."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +106,7 @@ def written_pairs(
 
         kinds = {"pairs": PreferencePair, "drops": Drop, "written": WrittenRap}
         with ExitStack() as opened:
-            work.stream(samples, _SHARD, kinds, write)
+            work.stream(samples, SHARD, kinds, write)
         return {
             "pairs": work.written("pairs", PreferencePair),
             "drops": work.drop_counts(),
@@ -113,18 +114,21 @@ def written_pairs(
             **spent(work),
         }
 
-    depends = {
+    return Stage(
+        f"iter-{t}/pairs", ("data", *inputs), _depends(recipe, t, settings, writing), run,
+        calibration_size(recipe), "samples", about, _who(recipe, writing),
+    )  # fmt: skip
+
+
+def _depends(recipe: Recipe, t: int, settings: object, writing: Writing) -> dict[str, object]:
+    """What the pairs of iteration `t` depend on."""
+    return {
         "method": [recipe.method, settings],
         "writing": dataclasses.asdict(writing),
         "budget": share(recipe),
         "part": None if recipe.data.repeat else (t, recipe.iterations),
         "tokenizer": given(recipe, None),
     }
-    n = calibration_size(recipe)
-    return Stage(
-        f"iter-{t}/pairs", ("data", *inputs), depends, run, n, "samples", about,
-        _who(recipe, writing),
-    )  # fmt: skip
 
 
 def _who(recipe: Recipe, writing: Writing) -> Literal["here", "workers"]:
