@@ -16,6 +16,7 @@ from random import Random
 from typing import Any
 
 from selfcal.errors import SelfcalError
+from selfcal.search import server  # here, as it takes longer to import than an input may take
 
 from . import mutate, seeds
 
@@ -117,13 +118,12 @@ def _answer(data: bytes, _: Path) -> None:
 
 def _reply(data: bytes, _: Path) -> None:
     from selfcal.chat.reply import Reply, Usage, failure_in, read_completion, usage_of
-    from selfcal.search import server
 
     text = data.decode("utf-8", "replace")
     show = lambda said: said[:40]  # noqa: E731
     for kind in (server._reply, server._cards):
         with suppress(SelfcalError):
-            server._read(text, kind, "no reply", show)
+            server._read(text, lambda said, read=kind: read(said, str), "no reply", show)
     try:
         said = json.loads(data)
         failed = failure_in(said)
