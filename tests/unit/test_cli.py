@@ -420,6 +420,13 @@ def test_plan_with_a_run_says_what_is_finished(made: RunFolder) -> None:
     assert "Cost of 2 stages" in text
 
 
+def test_a_recipe_that_has_code_run_is_named(made: RunFolder) -> None:
+    said = "! policy.trust_remote_code: runs the code that comes with"
+    trusting = ("--set", "policy.trust_remote_code=true")
+    assert said in flat(call("plan", made.recipe_file, *trusting).output)
+    assert said not in flat(call("plan", made.recipe_file).output)
+
+
 def test_plan_of_unknown_keys(made: RunFolder) -> None:
     done = call("plan", made.recipe_file, "--set", "dpo.bta=1")
     assert done.exit_code == 1
