@@ -26,7 +26,9 @@ lint: setup
 	$(BIN)/lint-imports
 
 test: lint browser
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rs --numprocesses 2 --dist loadgroup
+	$(BIN)/python -m pytest -rs tests/browser tests/crash tests/e2e
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rs --numprocesses 2 --dist loadgroup \
+		--ignore tests/browser --ignore tests/crash --ignore tests/e2e
 
 # never fails: without it these tests are skipped, and the summary says so
 browser:
