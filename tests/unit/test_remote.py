@@ -551,7 +551,9 @@ def test_a_lease_that_makes_no_sense_can_be_lived_with(
     memory().create(KEY, data)
     lease = Lease(memory(), "one", stopping.ask)
     lease.take()
+    assert (memory().read(KEY) or b"") not in (b"", data)
     lease.give_back()
+    assert memory().read(KEY) is None
 
 
 # --- several processes of one machine ---
