@@ -74,6 +74,18 @@ def test_a_damaged_manifest_is_named(run: RunFolder, change: dict[str, object], 
         read_record(run.path)
 
 
+def test_a_manifest_of_another_form_makes_no_finished_stage(run: RunFolder) -> None:
+    """The run does that stage again: no page may tell figures of it."""
+    path = run.path / "data" / MANIFEST
+    folder = run.planned["data"].folder
+    assert folder.done
+    write_signed(path, read_signed(path) | {"stats": "many"})
+    assert not folder.done
+    with pytest.raises(StoreError, match=r"manifest\.json is damaged .*`selfcal run --out RUN`"):
+        folder.manifest()
+    read_record(run.path)  # the rest of the report does not hang on it
+
+
 def test_figures_that_are_none_are_left_out(run: RunFolder, tmp_path: Path) -> None:
     path = run.path / "data" / MANIFEST
     write_signed(path, read_signed(path) | {"stats": {"samples": {"calibration": "x"}, "spent": 3}})
