@@ -26,8 +26,8 @@ lint: setup
 	$(BIN)/lint-imports
 
 test: lint browser
-	$(BIN)/python -m pytest -rs tests/browser tests/crash tests/e2e
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rs --numprocesses 2 --dist loadgroup \
+	$(BIN)/python -m pytest -rsfE tests/browser tests/crash tests/e2e
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rsfE --numprocesses 2 --dist loadgroup \
 		--ignore tests/browser --ignore tests/crash --ignore tests/e2e
 
 # never fails: without it these tests are skipped, and the summary says so
@@ -50,7 +50,7 @@ integrations: setup
 	$(PYTHON) -m venv --without-pip build/trainers
 	echo "import site; site.addsitedir('$(abspath $(VENV))/lib/python3.11/site-packages')" > build/trainers/lib/python3.11/site-packages/selfcal.pth
 	$(BIN)/python -m pip --python build/trainers/bin/python install --quiet --no-deps -r tests/integrations/requirements-trainers.txt
-	$(BIN)/python -m pytest tests/integrations
+	$(BIN)/python -m pytest -rsfE tests/integrations
 	PYTHONPATH=.integrations $(BIN)/python -m pytest tests/e2e/test_tracking.py -k trackio
 	build/trainers/bin/python -m pytest tests/integrations/test_export_llamafactory.py tests/integrations/test_export_swift.py
 

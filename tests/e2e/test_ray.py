@@ -60,8 +60,10 @@ ray.init(
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    """A cluster of one node, to which this process is connected."""
+    """A cluster of one node, to which this process is connected; its ports want a token."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_AUTH_MODE", "token")
+        patch.setenv("RAY_AUTH_TOKEN", "a" * 64)
         for name in ("RAY_USAGE_STATS_ENABLED", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"):
             patch.setenv(name, "0")
         own = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})

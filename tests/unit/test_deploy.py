@@ -95,12 +95,13 @@ STUBS = {
     "hostname": "echo 10.0.0.1 10.0.0.2",
     "ray": """
         echo "$*" >> "$HERE/ray.said"
+        echo "$RAY_AUTH_MODE $RAY_AUTH_TOKEN" >> "$HERE/tokens"
         [[ $1 == start ]] && exec sleep 30
         exit 0""",
     "selfcal": """
         trap 'echo saved > "$HERE/saved"; exit 0' TERM
         echo "$*" > "$HERE/selfcal.said"
-        until [[ $(wc -l < "$HERE/ray.said") -ge 2 ]]; do sleep 0.1; done
+        until [[ $(grep -c start "$HERE/ray.said") -ge 2 ]]; do sleep 0.1; done
         [[ $RUN == long ]] || exit "$RUN"
         sleep 30 & wait""",
 }
@@ -144,6 +145,9 @@ def test_the_slurm_job_ends_as_its_run_does(submit: Submit, tmp_path: Path, code
     assert "executor.max_workers=16" in said  # two nodes with eight GPUs each
     starts = [line for line in (tmp_path / "ray.said").read_text().splitlines() if "start" in line]
     assert sorted("--head" in line for line in starts) == [False, True], starts
+    (token,) = set((tmp_path / "tokens").read_text().splitlines())  # the same for all
+    assert re.fullmatch("token [0-9a-f]{64}", token)
+    assert token.removeprefix("token ") not in "\n".join([said, *starts])  # others see commands
 
 
 def test_a_slurm_job_whose_time_is_up_saves_and_is_queued_again(
@@ -175,7 +179,7 @@ def test_the_cluster_of_ray_up_passes_rays_own_schema() -> None:
 
 # --- Kubernetes -----------------------------------------------------------------------------
 
-# of KubeRay 1.4's RayJob: the fields that its Go types document, and their kinds; the resource
+# of KubeRay 1.5's RayJob: the fields that its Go types document, and their kinds; the resource
 # definition itself is in no package that tests can install
 COUNT = {"type": "integer", "minimum": 0}
 PARAMS = {"type": "object", "additionalProperties": {"type": "string"}}
@@ -203,6 +207,7 @@ CLUSTER = strict(
     ),
     workerGroupSpecs={"type": "array", "items": WORKERS},
     rayVersion={"type": "string"},
+    authOptions=strict(("mode",), mode={"enum": ["disabled", "token"]}),
     enableInTreeAutoscaling={"type": "boolean"},
     autoscalerOptions=strict(
         idleTimeoutSeconds=COUNT, resources={"type": "object"},

@@ -144,6 +144,8 @@ def numbers(text: str) -> list[tuple[int, int, str]]:
 def _value(m: re.Match[str]) -> str | None:
     """A number in plain digits, its percent sign kept; None for a division by zero."""
     digits = m["top"]
+    if digits.isdecimal() and m.end() == m.end("top") and not (m["sign"] or m["whole"]):
+        return str(int(digits))  # as nearly all are: what follows takes four times as long
     if re.fullmatch(r"\d{1,3}(?:\.\d{3})+,\d+", digits):  # 1.234,5
         digits = digits.replace(".", "").replace(",", ".")
     elif re.fullmatch(r"\d{1,3}(?:[ ,]\d{3})+(?:\.\d+)?", digits):

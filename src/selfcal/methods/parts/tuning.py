@@ -24,6 +24,9 @@ from selfcal.stage import Shards, Stage, Work
 from selfcal.store import JSON
 from selfcal.types import Drop, PreferencePair, Sample, WrittenRap
 
+_SHARD = 64
+"""Samples that a teacher is given at once; a server is idle while the last of them are written."""
+
 
 def teach(recipe: Recipe) -> Stage:
     """The teacher rewrites samples into rationale-answer pairs."""
@@ -37,7 +40,7 @@ def teach(recipe: Recipe) -> Stage:
             raps, drops = teacher.rewrite(who, part, requests(recipe), form_of(recipe))
             return {"raps": (WrittenRap, raps), "drops": (Drop, drops)}
 
-        work.map(work.samples("data", "rft"), 32, rewrite)
+        work.map(work.samples("data", "rft"), _SHARD, rewrite)
         raps = work.written("raps", WrittenRap)
         return {"raps": raps, "drops": work.drop_counts(), **spent(work)}
 
