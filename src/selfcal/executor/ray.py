@@ -91,9 +91,9 @@ def _connect(address: str | None) -> None:
         ray.shutdown()  # what was begun
         raise ClusterError(
             f"executor.address: the Ray cluster {named or 'of this machine'} cannot be reached "
-            f"({first_line(error)}); see `ray status` there, mend the address, set RAY_AUTH_MODE=token "
-            "and RAY_AUTH_TOKEN if it wants a token, or leave the address out for a cluster on this "
-            "machine"
+            f"({first_line(error)}); see `ray status` there, mend the address, set "
+            "RAY_AUTH_MODE=token and RAY_AUTH_TOKEN if it wants a token, or leave the address out "
+            "for a cluster on this machine"
         ) from error
 
 
