@@ -34,6 +34,13 @@ def width(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(autouse=True)
+def online(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands that a test calls leave nobody else offline."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "to be restored")
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+
+
+@pytest.fixture(autouse=True)
 def own_cache(caches: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A cache of each test's own, made when it is used."""
     folder = caches / str(next(_NUMBER))

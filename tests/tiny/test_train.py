@@ -481,14 +481,24 @@ def test_the_merged_checkpoint_is_base_plus_adapter(
 
 
 def test_a_training_is_the_same_for_the_same_seed(
-    tmp_path: Path, policy_folder: str, rows: list[tuple[Sample, str]]
+    tmp_path: Path,
+    policy_folder: str,
+    rows: list[tuple[Sample, str]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    offline = "transformers.tokenization_utils_base.is_offline_mode"
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         torch.manual_seed(hash(name) % 1000)  # what was drawn before does not matter
+        monkeypatch.setattr(offline, lambda name=name: name == "b")
         sft(policy_folder, rows, settings(steps=2, batch_size=2), Run(tmp_path / name, seed, "cpu"))
     a, b, c = (load_file(tmp_path / n / "checkpoint/model.safetensors") for n in "abc")
     assert all(torch.equal(a[k], b[k]) for k in a)
     assert any(not torch.equal(a[k], c[k]) for k in a)
+    files = [p.name for p in (tmp_path / "a/checkpoint").iterdir()]
+    assert "tokenizer_config.json" in files
+    for file in files:
+        one, other = (tmp_path / name / "checkpoint" / file for name in "ab")
+        assert one.read_bytes() == other.read_bytes(), file
 
 
 # --- resuming -------------------------------------------------------------------------------

@@ -31,6 +31,11 @@ Progress = Callable[[int, int], None]
 """Called with (steps done, steps in all)."""
 
 
+_WAYS = ("is_local", "local_files_only")
+"""What a tokenizer keeps of how it was loaded: of no use in a checkpoint, which would be another
+one for whoever made it offline."""
+
+
 class TrainingError(SelfcalError):
     """A training cannot start, or went wrong; the checkpoint it started from is untouched."""
 
@@ -307,6 +312,9 @@ def _save(
             model.save_pretrained(adapter)
             model = model.merge_and_unload()
         model.save_pretrained(checkpoint)
+    tokenizer = getattr(processor, "tokenizer", processor)
+    for way in _WAYS:
+        tokenizer.init_kwargs.pop(way, None)
     processor.save_pretrained(checkpoint)
 
 
