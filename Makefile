@@ -26,9 +26,7 @@ lint: setup
 	$(BIN)/lint-imports
 
 test: lint browser
-	$(BIN)/python -m pytest -rsfE tests/browser tests/crash tests/e2e
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rsfE --numprocesses 2 --dist loadgroup \
-		--ignore tests/browser --ignore tests/crash --ignore tests/e2e
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rsfE --numprocesses 2 --dist loadgroup
 
 # never fails: without it these tests are skipped, and the summary says so
 browser:

@@ -11,6 +11,7 @@ import pytest
 _NUMBER = count()
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the marks in its own
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests that stay in one process: those of a file, and of all families, for their table."""
     for item in items:
