@@ -26,7 +26,7 @@ lint: setup
 	$(BIN)/lint-imports
 
 test: lint browser
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rsfE --numprocesses 2 --dist loadgroup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rsfE --numprocesses 2 --no-loadscope-reorder
 
 # never fails: without it these tests are skipped, and the summary says so
 browser:

@@ -5,18 +5,26 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pytest
+from xdist.scheduler import LoadFileScheduling
 
 _NUMBER = count()
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist reads the marks in its own
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+class Together(LoadFileScheduling):  # type: ignore[misc]
     """Tests that stay in one process: those of a file, and of all families, for their table."""
-    for item in items:
-        together = "families" if item.path.parent.name == "families" else str(item.path)
-        item.add_marker(pytest.mark.xdist_group(together))
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = str(super()._split_scope(nodeid))
+        return "families" if Path(file).parent.name == "families" else file
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Together:
+    """Share the tests out among several processes (`--numprocesses`)."""
+    return Together(config, log)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -131,11 +131,16 @@ def _is_dict(found: Any) -> bool:
     return isinstance(found, dict)
 
 
+def _is_int(found: Any) -> bool:
+    return isinstance(found, int)
+
+
 _KEYS: Mapping[str, Callable[[Any], bool]] = {
     "files": _is_files,
     "freed": _is_files,
     "exact": _is_texts,
     "inputs": _is_inputs,
     "stats": _is_dict,
+    "size": _is_int,
     "manifest": _is_manifest,
 }

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 
 from selfcal.accounts import said
 from selfcal.planning import Planned
@@ -163,6 +164,8 @@ def _seal_sound(folder: StageDir, damaged: Collection[str], numbers: Collection[
         filter(None, map(folder.names, every)),
         [name for name, n in count.items() if n == len(every)],
     )
+    sizes = (said(folder.mark(i)).get("size") for i in every)
+    sized = replace(folder, size=next((size for size in sizes if size is not None), None))
     for i in numbers:
         if names and i not in broken and shards[i].issuperset(names):
-            folder.seal(i, names)
+            sized.seal(i, names)

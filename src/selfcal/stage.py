@@ -235,15 +235,17 @@ class Work:
         make: Callable[[Sequence[int], Moved], Iterator[Shards]],
     ) -> None:
         starts = range(0, max(1, len(items)), size)
-        self.shards(self, Todo([min(size, len(items) - at) for at in starts], make))
+        sized = replace(self, folder=replace(self.folder, size=size))
+        self.shards(sized, Todo([min(size, len(items) - at) for at in starts], make))
 
     def left(self, todo: Todo) -> list[int]:
         """The shards that are not there yet, or no longer what they were; nothing is left of these.
 
-        What a kill left of a shard, or a disk made of it, must not be read.
+        What a kill left of a shard, or a disk made of it, must not be read; nor what another
+        selfcal has left, whose shards were of another size.
         """
         left = [i for i in range(len(todo.sizes)) if not self.folder.sealed(i)]
-        self.folder.clear(left)
+        self.folder.clear({*left, *self.folder.beyond(len(todo.sizes))})
         return left
 
     def counting(self, todo: Todo, left: Sequence[int]) -> Moved:

@@ -76,6 +76,8 @@ class StageDir:
 
     path: Path
     fingerprint: str
+    size: int | None = None
+    """Items of each shard but the last, while they are made; None: not asked for."""
 
     @property
     def done(self) -> bool:
@@ -232,7 +234,9 @@ class StageDir:
         """
         files = self.files_of(i, names)
         entries = {path.relative_to(self.path).as_posix(): entry_of(path) for path in files}
-        write_signed(self.mark(i), {"fingerprint": self.fingerprint, "files": entries})
+        size: dict[str, JSON] = {} if self.size is None else {"size": self.size}
+        mark: dict[str, JSON] = {"fingerprint": self.fingerprint, **size, "files": entries}
+        write_signed(self.mark(i), mark)
 
     def names(self, i: int) -> list[str]:
         """Names of the records that shard `i` has by its mark; none if that is damaged or gone."""
@@ -241,12 +245,29 @@ class StageDir:
         return [shard[1] for shard in map(pattern.fullmatch, files) if shard]
 
     def sealed(self, i: int) -> bool:
-        """Whether shard `i` is whole: it is said to be, and its files are what was written then."""
+        """Whether shard `i` is whole: it is said to be, and its files are what was written then.
+
+        Of shards of another size, as another selfcal may have left them, none is.
+        """
         mark = said(self.mark(i))
         if mark.get("fingerprint") != self.fingerprint or "files" not in mark:
             return False
+        if self.size is not None and mark.get("size", self.size) != self.size:
+            return False  # older marks do not say it
         with explained("read", self.path):
             return not self._differing(mark["files"])
+
+    def beyond(self, count: int) -> set[int]:
+        """Numbers of what lies here of shards after the first `count`.
+
+        Raises:
+            StoreError: The system refused.
+        """
+        pattern = re.compile(r"(?:[a-z][a-z0-9_-]*-)?(\d{5,})(?:\.parquet|\.json)?")
+        with explained("read", self.path):
+            places = ("*.parquet", f"{MARKS}/*", "images/*")
+            found = [pattern.fullmatch(p.name) for at in places for p in self.path.glob(at)]
+        return {number for shard in found if shard and (number := int(shard[1])) >= count}
 
     def clear(self, shards: Collection[int]) -> None:
         """Delete what there is of the shards of these numbers: records, images and marks.

@@ -60,10 +60,8 @@ ray.init(
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    """A cluster of one node, to which this process is connected; its ports want a token."""
+    """A cluster of one node, to which this process is connected."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_AUTH_MODE", "token")
-        patch.setenv("RAY_AUTH_TOKEN", "a" * 64)
         for name in ("RAY_USAGE_STATS_ENABLED", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"):
             patch.setenv(name, "0")
         own = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
@@ -459,6 +457,28 @@ def test_a_shard_whose_workers_all_die_over_it_is_given_up(
     error = _told(said["error"][0])
     assert type(error) is ClusterError
     assert "iter-1/candidates, shard 0: its worker died 10 times" in str(error)
+
+
+GUARDED = """
+from ray.cluster_utils import Cluster
+from selfcal.executor.ray import open_cluster
+from selfcal.recipe import RayExecutor
+
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+with open_cluster(RayExecutor(address=cluster.address)):
+    print("in")
+cluster.shutdown()
+"""
+
+
+def test_a_cluster_that_wants_a_token_lets_in_who_has_it() -> None:
+    """In a process of its own: Ray reads once whether there is one."""
+    told = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "a" * 64, "RAY_USAGE_STATS_ENABLED": "0"}
+    done = subprocess.run(
+        [sys.executable, "-c", GUARDED],
+        env=os.environ | told, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.stdout.splitlines()[-1:] == ["in"], done.stderr[-3000:]
 
 
 def test_no_cluster_is_waited_for_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -165,6 +165,20 @@ def test_nothing_is_worked_on_when_all_is_there(work: Work, told: list[tuple[int
     assert told == [(8, 8)]
 
 
+def test_shards_of_another_size_are_not_gone_on_with(work: Work) -> None:
+    """As another selfcal may have left them: of fewer items, and so more of them."""
+    work.stream(ITEMS, 2, KINDS, even)
+    work.folder.mark(1).unlink()
+    assert len(list(work.out.glob("drops-*.parquet"))) == 4
+    work.stream(ITEMS, 3, KINDS, even)
+    assert shards(work) == ["abc", "def", "gh"]
+    assert sorted(p.name for p in (work.out / "shards").iterdir()) == [
+        "00000.json", "00001.json", "00002.json",
+    ]  # fmt: skip
+    work.stream(ITEMS, 8, KINDS, even)
+    assert shards(work) == ["abcdefgh"]
+
+
 def test_items_are_taken_as_the_work_needs_them(work: Work) -> None:
     """Work that reads ahead gets items of later shards without a pause."""
     ahead: list[int] = []

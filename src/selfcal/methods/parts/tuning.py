@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from selfcal.methods.parts.base import (
     by_workers,
@@ -18,29 +19,28 @@ from selfcal.methods.parts.base import (
     training_stats,
     weights,
 )
-from selfcal.methods.parts.writing import requests, teacher_of, teacher_settings
+from selfcal.methods.parts.writing import each, teacher_of, teacher_settings
 from selfcal.recipe import Recipe, RecipeError, Rft
-from selfcal.stage import Shards, Stage, Work
+from selfcal.stage import Stage, Work
 from selfcal.store import JSON
 from selfcal.types import Drop, PreferencePair, Sample, WrittenRap
-
-_SHARD = 64
-"""Samples that a teacher is given at once; a server is idle while the last of them are written."""
 
 
 def teach(recipe: Recipe) -> Stage:
     """The teacher rewrites samples into rationale-answer pairs."""
 
     def run(work: Work) -> Mapping[str, JSON]:
-        from selfcal import teacher
+        from selfcal.teacher import accept
 
-        who = teacher_of(recipe, work)
+        who, form = teacher_of(recipe, work), form_of(recipe)
 
-        def rewrite(part: Sequence[Sample]) -> Shards:
-            raps, drops = teacher.rewrite(who, part, requests(recipe), form_of(recipe))
-            return {"raps": (WrittenRap, raps), "drops": (Drop, drops)}
+        def rewrite(sample: Sample) -> dict[str, list[Any]]:
+            made = accept(sample, who.write(sample), form)
+            return {"drops" if isinstance(made, Drop) else "raps": [made]}
 
-        work.map(work.samples("data", "rft"), _SHARD, rewrite)
+        kinds = {"raps": WrittenRap, "drops": Drop}
+        samples = work.samples("data", "rft")
+        work.stream(samples, 32, kinds, lambda left: each(recipe, rewrite, left))
         raps = work.written("raps", WrittenRap)
         return {"raps": raps, "drops": work.drop_counts(), **spent(work)}
 

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from selfcal.teacher import Teacher
 
 Item = TypeVar("Item")
+Reply = TypeVar("Reply")
 SHARD = 64
 """Samples of a shard."""
 
@@ -238,10 +239,10 @@ def requests(recipe: Recipe) -> int:
     return at_once(recipe.teacher)
 
 
-def each(recipe: Recipe, ask: Callable[[Item], Made], items: Iterator[Item]) -> Iterator[Made]:
+def each(recipe: Recipe, ask: Callable[[Item], Reply], items: Iterator[Item]) -> Iterator[Reply]:
     """Ask the teacher item by item; a model about several at once, the results in order."""
     most = requests(recipe)
-    waiting: deque[Future[Made]] = deque()
+    waiting: deque[Future[Reply]] = deque()
     with ThreadPoolExecutor(most) as pool:
         for item in items:
             waiting.append(pool.submit(ask, item))
