@@ -245,7 +245,8 @@ class Work:
         selfcal has left, whose shards were of another size.
         """
         left = [i for i in range(len(todo.sizes)) if not self.folder.sealed(i)]
-        self.folder.clear({*left, *self.folder.beyond(len(todo.sizes))})
+        self.folder.clear(left)
+        self.folder.keep_first(len(todo.sizes))
         return left
 
     def counting(self, todo: Todo, left: Sequence[int]) -> Moved:

@@ -257,28 +257,34 @@ class StageDir:
         with explained("read", self.path):
             return not self._differing(mark["files"])
 
-    def beyond(self, count: int) -> set[int]:
-        """Numbers of what lies here of shards after the first `count`.
+    def keep_first(self, count: int) -> None:
+        """Delete what lies here of shards after the first `count`, by their marks.
+
+        Another selfcal may have left them, whose shards were smaller.
 
         Raises:
-            StoreError: The system refused.
+            StoreError: The system refused, or a link leads out of the stage.
         """
-        pattern = re.compile(r"(?:[a-z][a-z0-9_-]*-)?(\d{5,})(?:\.parquet|\.json)?")
         with explained("read", self.path):
-            places = ("*.parquet", f"{MARKS}/*", "images/*")
-            found = [pattern.fullmatch(p.name) for at in places for p in self.path.glob(at)]
-        return {number for shard in found if shard and (number := int(shard[1])) >= count}
+            found = [re.fullmatch(r"(\d{5,})\.json", p.name) for p in self.path.glob(f"{MARKS}/*")]
+        marked = {int(mark[1]) for mark in found if mark}
+        if any(i >= count for i in marked):
+            names = {name for i in marked for name in self.names(i)}
+            there = marked.union(*map(self.numbers, names))
+            self.clear([i for i in there if i >= count], names or None)
 
-    def clear(self, shards: Collection[int]) -> None:
+    def clear(self, shards: Collection[int], names: Collection[str] | None = None) -> None:
         """Delete what there is of the shards of these numbers: records, images and marks.
+
+        `names`: of the records; None: all that lie here.
 
         Raises:
             StoreError: The system refused, or a link leads out of the stage.
         """
         with explained("clear", self.path):
             for path in list(self.path.glob("*.parquet")) if shards else ():
-                found = re.fullmatch(r"[a-z][a-z0-9_-]*-(\d{5,})\.parquet", path.name)
-                if found and int(found[1]) in shards:
+                found = re.fullmatch(r"([a-z][a-z0-9_-]*)-(\d{5,})\.parquet", path.name)
+                if found and int(found[2]) in shards and (names is None or found[1] in names):
                     path.unlink()
             for i in shards:
                 self.mark(i).unlink(missing_ok=True)

@@ -64,6 +64,8 @@ class Mark:
     """1 for each of `FLAWS` that is there, 0 for one that is not, -1 for unreadable."""
     backward: tuple[int, ...]
     """The same with the presentation reversed; in the order of `FLAWS` all the same."""
+    of: str = ""
+    """What names the response, where marks are kept: of another one they say nothing."""
 
     def flaw(self, name: str) -> bool | None:
         """Whether a flaw is there; None: unscored."""

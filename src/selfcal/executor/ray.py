@@ -225,6 +225,7 @@ class OnRay:
         if stopping.asked() and len(done) < len(left):
             raise stopping.Stopped
         place.fetch(work.folder)
+        work.folder.keep_first(len(todo.sizes))  # `left` deleted them here, not on the store
         _insist(work, left)
 
     def _rows(self, share: Share, left: Sequence[int], foreman: Any) -> Iterator[Mapping[str, Any]]:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from selfcal.errors import StoreError
 from selfcal.methods.parts.base import REACHING, chat_client
 from selfcal.recipe import Recipe
 from selfcal.stage import Work
+from selfcal.store import fingerprint
 from selfcal.types import Response, Sample
 
 if TYPE_CHECKING:
@@ -62,7 +66,7 @@ def at_once(settings: MarkerSettings) -> int:
 
 
 def mark_split(recipe: Recipe, work: Work, split: str) -> Mapping[str, Mark]:
-    """Marks of a split's responses by sample id; shards that are there already are kept.
+    """Marks of a split's responses by sample id; sound shards that are there already are kept.
 
     Raises:
         MarkerError: the marker failed at a sample.
@@ -72,14 +76,35 @@ def mark_split(recipe: Recipe, work: Work, split: str) -> Mapping[str, Mark]:
     settings, name = recipe.evaluate.marker, f"marks-{split}"
     assert settings is not None
     samples: dict[str, Sample] = {s.id: s for s in work.samples("data", split)}
-    responses = work.folder.read(split, Response)
-    starts = range(0, len(responses), _SHARD)
-    left = [i for i in range(len(starts)) if not work.folder.has(name, i)]
-    if left:
-        with marker_for(settings, work, recipe.policy.device) as marker:
-            for i in left:
-                own = responses[starts[i] : starts[i] + _SHARD]
+    responses, found = work.folder.read(split, Response), dict[str, Mark]()
+    with ExitStack() as opened:
+        device = recipe.policy.device
+        marker = cache(lambda: opened.enter_context(marker_for(settings, work, device)))
+        for i, start in enumerate(range(0, len(responses), _SHARD)):
+            own = responses[start : start + _SHARD]
+            if (marks := _kept(work, name, i, own)) is None:
                 pairs = [(samples[r.sample_id], r.text) for r in own]
-                marks = list(mark_all(marker, pairs, at_once(settings)))
+                made = mark_all(marker(), pairs, at_once(settings))
+                marks = [replace(m, of=_name(r)) for m, r in zip(made, own, strict=True)]
                 work.folder.write_shard(name, i, marks, Mark)
-    return {m.sample_id: m for m in work.folder.read(name, Mark)} if responses else {}
+                work.saved([work.folder.shard(name, i)])
+            found |= {m.sample_id: m for m in marks}
+    return found
+
+
+def _kept(work: Work, name: str, i: int, responses: Sequence[Response]) -> list[Mark] | None:
+    """Marks of these very responses that are there already; None if they are not, or damaged."""
+    from selfcal.evaluate.marking import Mark
+
+    if not work.folder.has(name, i):
+        return None
+    try:
+        marks = work.folder.read_shard(name, i, Mark)
+    except StoreError:
+        return None
+    same = [m.of for m in marks] == [_name(r) for r in responses]
+    return marks if same else None  # responses that were damaged are made anew, and may differ
+
+
+def _name(response: Response) -> str:
+    return fingerprint([response.sample_id, response.text])
