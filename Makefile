@@ -9,7 +9,7 @@ RUN ?= runs/demo
 
 setup: $(VENV)/.ready
 
-# torch is named by the constraints, which gives its CPU build at once
+# the constraints pin versions, torch's too; whether torch comes for CPU or GPU is up to the package index
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip

@@ -1,7 +1,7 @@
 """Finished stages are looked at before a run goes on with them, and what is damaged is made anew.
 
 Record files are compared with the manifest's digests; weights, which are large, by their size
-alone where no stage that is to be done reads them. Of a stage with shards, just the damaged shards
+alone where no stage that is to be done reads them, and adapters where none is to be done. Of a stage with shards, just the damaged shards
 are done again; any other stage is, as a whole. What others made of its outcome stays, unless that
 outcome has changed: each manifest names what its stage has read.
 """
@@ -17,7 +17,7 @@ from selfcal.accounts import said
 from selfcal.planning import Planned
 from selfcal.store import JSON, MARKS, StageDir, changed, explained
 
-WEIGHTS = ("adapter", "checkpoint")
+WEIGHTS = "adapter", "checkpoint"
 _SHARD = re.compile(r"([a-z][a-z0-9_-]*)-(\d{5,})\.parquet")
 _IMAGE = re.compile(r"images/(\d{5,})/")
 
@@ -53,7 +53,8 @@ def survey(
         for p, closely in open_:
             between()
             looked.add((p.stage.name, closely))
-            found = p.folder.verify(() if closely else WEIGHTS)
+            # a server is given the adapters of all trainings, not of the last one alone
+            found = p.folder.verify(() if closely else WEIGHTS[1:] if wanted else WEIGHTS)
             found += freed_weights(p.folder) if closely else ()
             if found or _reseal(p.folder):
                 faults[p.stage.name] = found

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from selfcal.digests import file_digest
 from selfcal.errors import StoreError
 from selfcal.train.checkpoints import (
     DIGESTS,
@@ -85,6 +88,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path: Path, 
     [
         {"loss": 1.0},
         carried(float("nan")),
+        carried(10**400),
         carried(1.0, tokens="8"),
         carried(1.0, logged=None),
         carried(1.0, metrics=[]),
@@ -103,6 +107,48 @@ def test_a_checkpoint_that_carries_something_else_is_passed_over(tmp_path: Path,
     assert not whole(folder)
 
 
+NOTHING = {"sha256": hashlib.sha256().hexdigest(), "size": 0}
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"/dev/zero": NOTHING},
+        {"link": NOTHING},
+        {"pipe": NOTHING},
+        {"../beside": NOTHING},
+        {"\ud800": NOTHING},
+        {"optimizer.pt": {"sha256": NOTHING["sha256"]}},
+        ["optimizer.pt"],
+    ],
+)
+def test_digests_that_lead_elsewhere_are_not_followed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: Any
+) -> None:
+    folder = made(tmp_path, 2)
+    (tmp_path / "beside").touch()
+    (folder / "link").symlink_to("/dev/zero")
+    os.mkfifo(folder / "pipe")
+
+    def digest(path: Path) -> str:  # who reads a device or a pipe does not come back
+        assert path.is_file(), f"{path} is read"
+        return file_digest(path)
+
+    monkeypatch.setattr("selfcal.train.checkpoints.file_digest", digest)
+    (folder / DIGESTS).write_text(json.dumps({"files": files, "carried": {}}))
+    assert not whole(folder)
+
+
+def test_digests_that_are_no_file_are_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = made(tmp_path, 2)
+    (folder / DIGESTS).unlink()
+    os.mkfifo(folder / DIGESTS)
+    monkeypatch.delattr("selfcal.train.checkpoints.read_signed")
+    assert not whole(folder)
+
+
 def test_the_digests_are_those_of_the_files(tmp_path: Path) -> None:
     folder = made(tmp_path, 1)
     entry = json.loads((folder / DIGESTS).read_text())["files"]["deep/part.bin"]
@@ -112,8 +158,6 @@ def test_the_digests_are_those_of_the_files(tmp_path: Path) -> None:
 
 
 def test_two_checkpoints_are_kept_and_the_clock_is_not_asked(tmp_path: Path) -> None:
-    import os
-
     for i, step in enumerate((30, 20, 10)):
         os.utime(made(tmp_path, step), (i, i))  # as where the clock was put back
     drop_old(tmp_path, 30)

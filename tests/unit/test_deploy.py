@@ -10,8 +10,10 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 import warnings
 from collections.abc import Callable, Iterator
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,7 @@ RECIPE = ROOT / "recipes" / "src-llava15-7b.yaml"
 
 def commands(text: str) -> list[str]:
     """The `selfcal run` commands in a text, each in one line."""
-    joined = re.sub(r"\\\n\s*#?|\n\s*#?\s+(?=--)", " ", text)
+    joined = re.sub(r"\\\n\s*#?|\n\s+(?=--)", " ", text)
     return re.findall(r"selfcal run [^\n'&]*", joined)
 
 
@@ -36,6 +38,15 @@ def settings(command: str) -> list[str]:
     plain = command.replace("$ADDRESS", "auto")
     plain = re.sub(r"\$\{?[A-Z]+(:-\$[A-Z]+)?\}?", "8", plain).replace('"', "")
     return re.findall(r"--set (\S+)", plain)
+
+
+def with_what_is_commented_out(text: str) -> str:
+    """The text of a YAML file whose indented comments, which are settings, are none any more."""
+    return re.sub(r"(?m)^( +)# ", r"\1", text)
+
+
+ways = pytest.mark.parametrize("way", [str, with_what_is_commented_out])
+"""A file as it is, and with the settings that it offers."""
 
 
 @pytest.mark.parametrize("name", ["slurm.sbatch", "ray-cluster.yaml", "kuberay.yaml"])
@@ -166,15 +177,61 @@ def test_a_slurm_job_whose_time_is_up_saves_and_is_queued_again(
 # --- Ray ------------------------------------------------------------------------------------
 
 
-def test_the_cluster_of_ray_up_passes_rays_own_schema() -> None:
+CLUSTER_FILE = DEPLOY / "ray-cluster.yaml"
+
+
+@ways
+def test_the_cluster_of_ray_up_passes_rays_own_schema(way: Callable[[str], str]) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         util: Any = pytest.importorskip("ray.autoscaler._private.util")
-    config = yaml.safe_load((DEPLOY / "ray-cluster.yaml").read_text())
+    config = yaml.safe_load(way(CLUSTER_FILE.read_text()))
     util.validate_config(util.prepare_config(config))
     broken = {**config, "max_worker": 8}
     with pytest.raises(Exception, match="max_worker"):
         util.validate_config(util.prepare_config(broken))
+
+
+def test_the_commands_atop_the_cluster_file_bring_every_setting_to_selfcal(tmp_path: Path) -> None:
+    top = takewhile(lambda line: line.startswith("#"), CLUSTER_FILE.read_text().splitlines())
+    pasted = "\n".join(line.removeprefix("# ") for line in top if line.startswith("#   "))
+    stubs = {
+        "ray": 'echo "$1" >> "$HERE/ray.said"; [[ $1 != exec ]] || bash -c "${@: -1}"',
+        "selfcal": r"""printf '%s\n' "$RAY_AUTH_MODE" "$@" >> "$HERE/selfcal.said" """,
+    }
+    for name, body in stubs.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+    own = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "HERE": str(tmp_path)}
+    subprocess.run(["bash", "-e", "-c", pasted], check=True, env={**os.environ, **own})
+    assert (tmp_path / "ray.said").read_text().split() == ["get-auth-token", "up", "exec", "down"]
+    mode, *said = (tmp_path / "selfcal.said").read_text().splitlines()
+    assert mode == "token" and said[:3] == ["run", "recipe.yaml", "--out"]
+    given = re.findall(r"--set ([\w.=]+)", pasted)
+    assert len(given) == 5 and said[4:] == [word for one in given for word in ("--set", one)]
+
+
+def test_a_node_of_the_cluster_gets_of_a_clone_what_an_installation_takes() -> None:
+    config = yaml.safe_load(CLUSTER_FILE.read_text())
+    folder, project = "/home/ray/selfcal", tomllib.loads((ROOT / "pyproject.toml").read_text())
+    mounts = {
+        at.removeprefix(f"{folder}/"): own.removeprefix("./")
+        for at, own in config["file_mounts"].items() if at.startswith(f"{folder}/")
+    }  # fmt: skip
+    assert all(at == own and (ROOT / own).exists() for at, own in mounts.items())
+    wanted = {"pyproject.toml", project["project"]["readme"], *project["project"]["license-files"]}
+    (package,) = project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
+    assert set(mounts) == {*wanted, Path(package).parts[0]}
+    (setup,) = config["setup_commands"]
+    extras = re.fullmatch(rf'pip install "{folder}\[([a-z0-9,]+)\]"', setup)
+    assert extras and set(extras[1].split(",")) <= set(project["project"]["optional-dependencies"])
+
+
+def test_nodes_of_the_cluster_that_are_no_head_have_rights_of_their_own_to_the_bucket() -> None:
+    config = yaml.safe_load(CLUSTER_FILE.read_text())
+    for name, kind in config["available_node_types"].items():  # Ray gives its own to the head alone
+        own = "IamInstanceProfile" in kind["node_config"]
+        assert own == (name != config["head_node_type"])
 
 
 # --- Kubernetes -----------------------------------------------------------------------------
@@ -230,9 +287,9 @@ JOB = strict(
 )  # fmt: skip
 
 
-def kubernetes() -> tuple[dict[str, Any], dict[str, Any]]:
+def kubernetes(way: Callable[[str], str] = str) -> tuple[dict[str, Any], dict[str, Any]]:
     """The claim of a volume, and the job."""
-    claim, job = yaml.safe_load_all((DEPLOY / "kuberay.yaml").read_text())
+    claim, job = yaml.safe_load_all(way((DEPLOY / "kuberay.yaml").read_text()))
     return claim, job
 
 
@@ -247,9 +304,10 @@ def test_the_job_for_kuberay_has_the_fields_of_a_rayjob_and_no_other() -> None:
         jsonschema.validate(job, JOB)
 
 
-def test_the_pods_and_the_volume_pass_the_schema_of_kubernetes() -> None:
+@ways
+def test_the_pods_and_the_volume_pass_the_schema_of_kubernetes(way: Callable[[str], str]) -> None:
     validator: Any = pytest.importorskip("kubernetes_validate")
-    claim, job = kubernetes()
+    claim, job = kubernetes(way)
     cluster = job["spec"]["rayClusterSpec"]
     groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
     for kind, spec in [(claim["kind"], claim["spec"])] + [

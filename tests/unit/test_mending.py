@@ -184,6 +184,33 @@ def test_weights_are_compared_in_full_only_where_they_are_read(chain: Chain, run
     assert (run / "three" / "checkpoint" / "model").read_text() == "raps 0"
 
 
+class Served(Chain):
+    """One stage more, which reads no training, but may have a server load all their adapters."""
+
+    def plan(self, recipe: Recipe) -> list[Stage]:
+        five = Stage("five", ("four",), {}, lambda work: {}, 1, "samples", "asks a server")
+        return [*super().plan(recipe), five]
+
+    def three(self, work: Work) -> Mapping[str, Any]:
+        (work.out / "adapter").mkdir()
+        (work.out / "adapter" / "model").write_text("adapter")
+        return super().three(work)
+
+
+def test_adapters_are_compared_in_full_where_anything_is_to_be_done(
+    chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served = Served()
+    monkeypatch.setattr(planning, "load_method", lambda name: served)
+    again(run := tmp_path / "run")
+    flip(run / "three" / "adapter" / "model")
+    assert again(run).begun == []
+    shutil.rmtree(run / "five")
+    told = again(run)
+    assert told.mended == {"three": ["adapter/model"]}
+    assert told.begun == ["three", "five"]
+
+
 def test_weights_of_another_size_are_always_noticed(chain: Chain, run: Path) -> None:
     (run / "three" / "checkpoint" / "model").write_text("raps")
     assert again(run).begun == ["three"]

@@ -120,6 +120,25 @@ def test_a_stage_whose_input_has_changed_is_made_anew_and_no_shard_of_it_comes_b
     assert again(working_folder(WHERE)).begun == []
 
 
+@pytest.mark.parametrize("damage", ["lost", "cut"])
+def test_a_finished_stage_that_nobody_reads_is_mended_as_well(
+    chain: Chain, store: Any, damage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch  # noqa: F811
+) -> None:  # fmt: skip
+    plan_by(Copied(), monkeypatch)
+    again(run := working_folder(WHERE))
+    wanted = texts(run, "two")
+    if damage == "lost":
+        store.rm_file(f"{AT}/two/raps-00002.parquet")
+    else:
+        store.pipe_file(f"{AT}/two/raps-00002.parquet", b"xx")
+    machine("second", monkeypatch, tmp_path)
+    told = again(run := working_folder(WHERE))
+    assert told.begun == ["two"] and told.mended == {"two": ["raps-00002.parquet"]}
+    assert texts(run, "two") == wanted
+    machine("third", monkeypatch, tmp_path)
+    assert again(working_folder(WHERE)).begun == []
+
+
 def test_work_on_inputs_that_had_another_outcome_is_not_gone_on_with(
     chain: Chain, store: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch  # noqa: F811
 ) -> None:  # fmt: skip

@@ -151,6 +151,11 @@ class Mirror:
         for folder in self._stages:
             self._agree(folder, self._below(folder, there))
         open_ = {s.folder.path for s in stages if not s.folder.done}
+        for folder in self._stages:
+            if folder.done and not self.has(folder) and self._differs(folder, there):
+                self.fetch(folder)
+                if lacks(folder):
+                    open_.add(folder.path)
         while True:
             read = [i for s in stages if s.folder.path in open_ for i in s.inputs]
             needed = [folder for folder in read if folder.done and not self.has(folder)]
@@ -160,6 +165,14 @@ class Mirror:
                 self.fetch(folder)
                 if lacks(folder):
                     open_.add(folder.path)  # it is to be mended, from its own inputs
+
+    def _differs(self, folder: StageDir, there: Mapping[str, Item]) -> bool:
+        """Whether the store lacks a file of a finished stage, or has one of another size."""
+        below = self._below(folder, there)
+        return any(
+            name not in below or below[name].size != entry["size"]
+            for name, entry in folder.manifest()["files"].items()
+        )
 
     def _agree(self, folder: StageDir, there: Mapping[str, Item]) -> None:
         """Let folder and store know the same of a stage: manifest, marks, or the work left here."""
@@ -214,10 +227,11 @@ class Mirror:
         if not self.has(folder):
             self.fetch(folder)
         if lacks(folder):
-            key = self.files.key(folder.path)
+            names = folder.manifest()["files"]
+            first = next(name for name in names if not (folder.path / name).is_file())
             raise StoreError(
-                f"{self.where}/{key}: files are damaged or missing; run the same command again: it "
-                "mends them"
+                f"{self.where}/{self.files.key(folder.path)}/{first} is damaged or missing; delete "
+                f"it there, then `selfcal run --out {self.where}` makes it anew"
             )
 
     def has(self, folder: StageDir) -> bool:

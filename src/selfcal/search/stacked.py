@@ -97,7 +97,8 @@ def _before(run: Path, base: str, model: str) -> str | None:
     if parts[-1:] == ("checkpoint",):
         for start in range(max(0, len(parts) - 4), len(parts) - 1):
             stage = "/".join(parts[start:-1])
-            if (run / stage / "checkpoint").is_dir():
+            # the checkpoint itself may have been freed by `selfcal gc`
+            if any((run / stage / kept).is_dir() for kept in ("adapter", "checkpoint")):
                 return stage
     raise ModelError(
         f"an adapter of {run} was trained on {base}, which is neither the recipe's policy.model "

@@ -13,7 +13,7 @@ from selfcal.accounts import said
 from selfcal.lock import lock_holder
 from selfcal.mending import WEIGHTS, stale
 from selfcal.planning import Planned, locate, open_run
-from selfcal.remote import shown
+from selfcal.remote import is_address, shown
 from selfcal.store import MANIFEST, MARKER, MARKS, StageDir
 from selfcal.upkeep.findings import Finding, Findings
 from selfcal.upkeep.rows import Known, check_rows
@@ -56,9 +56,12 @@ def verify_run(run: Path, tell: Callable[[str], None] = lambda stage: None) -> V
     recipe, holder = open_run(run), lock_holder(run)
     planned = locate(recipe, run)
     known, stages, findings = Known(recipe, run), list[Checked](), list[Finding]()
+    way_out = f"`selfcal run --out {shown(run)}` makes it anew"
+    if is_address(shown(run)):  # of what is whole by its size, a run brings what it reads alone
+        way_out = f"delete it there; then {way_out}"
     for p in planned:
         tell(p.stage.name)
-        found = Findings(p.stage.name, f"`selfcal run --out {shown(run)}` makes it anew")
+        found = Findings(p.stage.name, way_out)
         files, rows = _check_stage(p, planned, known, found, at_work=bool(holder))
         state = "done" if p.folder.done else "begun" if p.folder.path.is_dir() else "open"
         stages.append(Checked(p.stage.name, state, files, rows, found.count))
@@ -107,7 +110,7 @@ def _check_files(folder: StageDir, name: str, found: Findings) -> None:
         there = (folder.path / file).is_file()
         way_out = ""
         if there and file.split("/")[0] in WEIGHTS:  # a resumed run looks at their size alone
-            way_out = f"delete it; then {found.way_out}"
+            way_out = f"delete it; then {found.way_out.removeprefix('delete it there; then ')}"
         what = "is not what was written (checksum)" if there else "is missing"
         found.add(f"{name}/{file}", what, way_out=way_out)
 
