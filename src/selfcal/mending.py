@@ -1,9 +1,10 @@
 """Finished stages are looked at before a run goes on with them, and what is damaged is made anew.
 
 Record files are compared with the manifest's digests; weights, which are large, by their size
-alone where no stage that is to be done reads them, and adapters where none is to be done. Of a stage with shards, just the damaged shards
-are done again; any other stage is, as a whole. What others made of its outcome stays, unless that
-outcome has changed: each manifest names what its stage has read.
+alone where no stage that is to be done reads them, and adapters where none is to be done. Of a
+stage with shards, just the damaged shards are done again; any other stage is, as a whole. What
+others made of its outcome stays, unless that outcome has changed: each manifest names what its
+stage has read.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from selfcal import stopping
 from selfcal.errors import StoreError
 from selfcal.executor.worker import Share, take_up
 from selfcal.planning import locate, needed
-from selfcal.remote import doors, place_of, working_folder
+from selfcal.remote import doors, place_of, shape, working_folder
 from selfcal.remote import lease as leases
 from selfcal.remote import objects as stores
 from selfcal.remote.lease import KEY
@@ -24,6 +24,7 @@ from selfcal.stage import Stage, Work
 from selfcal.store import MANIFEST, MARKER, StageDir, write_bytes
 from selfcal.tracking import stages as tracked
 from selfcal.types import Result, WrittenRap
+from selfcal.upkeep.gc import free
 from unit.test_mending import RECIPE, Chain, again, chain  # noqa: F401
 
 WHERE = "memory://bucket/runs/x"
@@ -137,6 +138,18 @@ def test_a_finished_stage_that_nobody_reads_is_mended_as_well(
     assert texts(run, "two") == wanted
     machine("third", monkeypatch, tmp_path)
     assert again(working_folder(WHERE)).begun == []
+
+
+def test_what_is_freed_is_looked_for_when_nobody_else_works_there(
+    chain: Chain, store: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch  # noqa: F811
+) -> None:  # fmt: skip
+    plan_by(Copied(), monkeypatch)
+    again(working_folder(WHERE))
+    machine("second", monkeypatch, tmp_path)
+    run = shape(WHERE)
+    store.pipe_file(f"{AT}/four/trl/state", b"1")  # by who held the lease in the meantime
+    assert [item.path for item in free(run)] == [run / "four" / "trl"]
+    assert not store.exists(f"{AT}/four/trl/state")
 
 
 def test_work_on_inputs_that_had_another_outcome_is_not_gone_on_with(

@@ -10,6 +10,7 @@ from selfcal.remote.doors import (
     mirror_of,
     open_run_place,
     place_of,
+    reshape,
     shape,
     shown,
     working_folder,
@@ -17,6 +18,6 @@ from selfcal.remote.doors import (
 from selfcal.remote.place import Place, Read
 
 __all__ = [
-    "Place", "Read", "is_address", "look", "mirror_of", "open_run_place", "place_of", "shape",
-    "shown", "working_folder",
+    "Place", "Read", "is_address", "look", "mirror_of", "open_run_place", "place_of", "reshape",
+    "shape", "shown", "working_folder",
 ]  # fmt: skip

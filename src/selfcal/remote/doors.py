@@ -136,6 +136,17 @@ def shape(where: str) -> Path:
     return run
 
 
+def reshape(run: Path) -> None:
+    """Give the folder of `shape` what the store says now; any other folder is left as it is.
+
+    Raises:
+        StoreError: the store cannot be reached.
+    """
+    if (mirror := mirror_of(run)) is not None:
+        with pulling(run):
+            make_shape(mirror.objects, run)
+
+
 def look(where: str, part: Part = "records", must: bool = True) -> Path:
     """A folder with the parts of a run that are looked at: a copy, or the path itself.
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from selfcal.errors import StoreError
 from selfcal.lock import RunLock, lock_holder
 from selfcal.planning import Planned, locate, open_run
-from selfcal.remote import place_of
+from selfcal.remote import place_of, reshape
 from selfcal.store import MANIFEST, MARKER, MARKS, PARTIAL, explained
 
 
@@ -59,9 +59,10 @@ def free(run: Path, checkpoints: bool = False) -> list[Item]:
     Raises:
         StoreError: the folder is no run, it is in work, or the system refused.
     """
-    planned = locate(open_run(run), run)
     place = place_of(run)
     with RunLock(run):
+        reshape(run)  # who held the lease until now may have made a stage anew
+        planned = locate(open_run(run), run)
         items = _sized(list(_found(run, planned, checkpoints)))
         for item in items:
             _note(item.path, planned)
