@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import random
-import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -29,10 +28,10 @@ from transformers import (
 from trl import GRPOTrainer
 
 from selfcal.advantage import Groups, group_advantages
-from selfcal.errors import StoreError
 from selfcal.miniworld.models import build_processor, build_tokenizer
 from selfcal.policy import Policy, load_policy
 from selfcal.recipe import Grpo
+from selfcal.stopping import Again
 from selfcal.store import StageDir
 from selfcal.testing import _randomize
 from selfcal.train import Graded, Group, Ledger, Run, Trained, TrainingError, common, grpo
@@ -600,32 +599,17 @@ def test_a_training_killed_between_two_updates_counts_each_batch_once(
     assert ran.ledger.spent == sum(r.tokens for r in ran.rollouts)
 
 
-def test_a_damaged_ledger_names_the_way_out_and_it_is_one(
+def test_a_training_that_has_lost_responses_starts_over(
     tmp_path: Path, policy_folder: str, samples: list[Sample], whole: Ran
 ) -> None:
     with pytest.raises(Killed):
         train(tmp_path, policy_folder, samples[:8], killed_at=3, **LONG)
-    trl_files = tmp_path / "grpo/trl"
     (tmp_path / "grpo/rollouts-00001.parquet").write_bytes(b"PAR1")
-    way_out = rf"rollouts-00001\.parquet is missing or damaged, .*: delete {trl_files}, then run"
-    with pytest.raises(StoreError, match=way_out):
+    with pytest.raises(Again, match=r"00001\.parquet is missing or damaged, .* on from step 0$"):
         train(tmp_path, policy_folder, samples[:8], **LONG)
-    shutil.rmtree(trl_files)
     again = train(tmp_path, policy_folder, samples[:8], **LONG)
     assert same(again.rollouts, whole.rollouts)
     assert (again.ledger.spent, again.grading.asked) == (whole.ledger.spent, 32)
-
-
-def test_a_ledger_with_a_gap_names_the_way_out(tmp_path: Path) -> None:
-    ledger = Ledger(StageDir(tmp_path / "grpo", "fingerprint"))
-    for step in range(4):
-        ledger.add(step, [Rollout("s", step, 0, "text", 5, 1.0, True, (), 1.0, 0.0)])
-    ledger.folder.shard("rollouts", 1).unlink()
-    again = Ledger(ledger.folder)
-    with pytest.raises(StoreError, match=r"00001\.parquet is missing .*: delete .*/trl, then"):
-        list(again.reopen(3))
-    assert list(Ledger(ledger.folder).reopen(0)) == []
-    assert shards(tmp_path) == ["rollouts-00002.parquet"]
 
 
 # --- samples that are left out --------------------------------------------------------------

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from selfcal import stopping
 from selfcal.errors import SelfcalError
-from selfcal.executor.ranks import RankError, figures_of
+from selfcal.executor import rank
+from selfcal.executor import ranks as executor_ranks
+from selfcal.executor.ranks import RankError, figures_of, train_on_ranks
 from selfcal.pipeline import plan
-from selfcal.recipe import Dpo, RecipeError, Training, load_recipe
+from selfcal.recipe import Dpo, Recipe, RecipeError, Training, load_recipe
+from selfcal.stage import Stage, Work
 from selfcal.stopping import Again, Stopped
+from selfcal.store import StageDir
 from selfcal.train import TrainingError
 from selfcal.train.common import Run, less_memory, memory_limit
 from selfcal.train.watch import exploded, finite, last_good, limit_of
@@ -120,6 +129,54 @@ def test_what_ranks_say_reaches_the_driver_as_it_was() -> None:
         figures_of({"error": "TrainingError", "text": "lower it"})
     with pytest.raises(RankError, match=r"^odd$"):  # not any class by its name
         figures_of({"error": "SystemExit", "text": "odd"})
+
+
+@pytest.fixture
+def asked() -> Iterator[None]:
+    stopping.ask()
+    yield
+    stopping.forget()
+
+
+@pytest.fixture
+def dying(monkeypatch: pytest.MonkeyPatch) -> Work:
+    """A training whose ranks are gone before they say anything."""
+
+    @contextmanager
+    def started(*_: object) -> Iterator[Any]:
+        yield SimpleNamespace(poll=lambda: -15, returncode=-15)
+
+    monkeypatch.setattr(executor_ranks, "_started", started)
+    monkeypatch.setattr(executor_ranks, "_said", lambda room: "their last words")
+    stage = Stage("rft", (), None, lambda work: {}, 2, "steps", "")
+    return Work(Path("run"), stage, StageDir(Path("run/rft"), "f"), {}, 0)
+
+
+def test_ranks_that_die_are_an_error(dying: Work) -> None:
+    with pytest.raises(RankError, match=r"exit code -15, .*\ntheir last words"):
+        train_on_ranks(Recipe(name="r"), dying)
+
+
+def test_ranks_that_die_after_the_wish_to_stop_have_stopped(dying: Work, asked: None) -> None:
+    """A scheduler signals torchrun as well, which kills ranks that save for too long."""
+    with pytest.raises(Stopped):
+        train_on_ranks(Recipe(name="r"), dying)
+
+
+@pytest.mark.parametrize("number", ["0", "1"])
+def test_a_rank_that_is_stopped_while_it_brings_its_inputs_says_so_itself(
+    number: str, dying: Work, monkeypatch: pytest.MonkeyPatch, asked: None
+) -> None:
+    """The others may wait for it at the first step."""
+    monkeypatch.setenv("RANK", number)
+    monkeypatch.setattr(rank, "open_run", lambda run: Recipe(name="r"))
+    monkeypatch.setattr(rank, "work_of", lambda *_: dying)
+    monkeypatch.setattr(rank, "bring_inputs", lambda *_: stopping.heed())
+    found = rank.train("run", "rft", "f", lambda done, total: None, apart=True)
+    assert rank.settles(found)
+    with pytest.raises(Stopped):
+        figures_of(found)
+    assert rank.settles({"stopped": True}) is (number == "0")  # all of them, at one step
 
 
 # --- trainings that go wrong ----------------------------------------------------------------

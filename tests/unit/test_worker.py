@@ -4,13 +4,14 @@ end; and whether a cluster has room for them."""
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from selfcal.errors import SelfcalError, StoreError
+from selfcal.executor import handing
 from selfcal.executor.base import rebuilt
 from selfcal.executor.handing import bring_own, hand_over, handed_over
 from selfcal.executor.room import ClusterError, Needs, check_room
@@ -198,6 +199,46 @@ def test_what_another_machine_has_trained_comes_to_the_driver_whole(
     place_of(again).needs(folder := StageDir(again / "rft", "f"))
     assert sorted(folder.manifest()["files"]) == ["checkpoint/model", "trl/checkpoint-1/state"]
     assert (folder.path / "checkpoint" / "model").read_text() == "weights"
+
+
+@pytest.mark.parametrize("damage", [lambda p: p.write_text("wei9hts"), lambda p: p.unlink()])
+def test_a_handed_over_file_that_is_no_longer_what_it_was_is_trained_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: Callable[[Path], Any]
+) -> None:
+    monkeypatch.setattr(handing, "_VISIBLE_S", 0)
+    stage = Stage("rft", (), None, lambda work: {}, 2, "steps", "")
+    work = Work(tmp_path, stage, StageDir(tmp_path / "rft", "f"), {}, 0)
+    work.folder.open({})
+    write_text(model := work.out / "checkpoint" / "model", "weights")
+    hand_over(work, {"figures": {"steps": 2}})
+    damage(model)
+    with pytest.raises(StoreError, match=r"checkpoint/model is not to be seen here as it was"):
+        handed_over(work, done=True)  # it may come to be seen
+    assert handed_over(work) is None
+    assert not (work.out / "outcome.json").exists()
+    write_text(model, "weights")
+    hand_over(work, {"figures": {"steps": 2}})
+    assert handed_over(work) == {"figures": {"steps": 2}}
+
+
+def test_what_is_handed_over_is_on_the_disk_before_its_account(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[str] = []
+
+    def sync(path: Path) -> None:
+        assert not (work.out / "outcome.json").exists()
+        synced.append(path.relative_to(tmp_path).as_posix())
+
+    monkeypatch.setattr(handing, "sync", sync)
+    stage = Stage("rft", (), None, lambda work: {}, 2, "steps", "")
+    work = Work(tmp_path, stage, StageDir(tmp_path / "rft", "f"), {}, 0)
+    work.folder.open({})
+    for name in ("adapter/a", "checkpoint/model"):
+        write_text(work.out / name, "weights")
+    hand_over(work, {"figures": {"steps": 2}})
+    assert synced[:2] == ["rft/adapter/a", "rft/checkpoint/model"]
+    assert set(synced[2:]) == {"rft/adapter", "rft/checkpoint"}
 
 
 def test_an_error_of_another_process_keeps_its_class() -> None:

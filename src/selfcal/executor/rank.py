@@ -75,6 +75,8 @@ def train(
         return found
     except SelfcalError as error:  # no other try would mend it
         return {"error": type(error).__qualname__, "text": str(error)}
+    except stopping.Stopped:  # on the way to the store; the others need not have come that far
+        return {"stopped": True, "alone": True}
 
 
 def _done(recipe: Recipe, work: Work) -> dict[str, JSON]:
@@ -88,8 +90,9 @@ def _done(recipe: Recipe, work: Work) -> dict[str, JSON]:
 
 
 def settles(found: Mapping[str, JSON]) -> bool:
-    """Whether it is for this rank to say so: the first one, or any that cannot go on."""
-    return os.environ["RANK"] == "0" or not {"figures", "stopped"} & set(found)
+    """Whether it is for this rank to say so: the first one, or any without which none goes on."""
+    jointly = {"figures", "stopped"} & set(found) and "alone" not in found
+    return os.environ["RANK"] == "0" or not jointly
 
 
 def take_place() -> None:

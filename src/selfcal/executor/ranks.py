@@ -92,6 +92,8 @@ def _launch(recipe: Recipe, work: Work) -> dict[str, Any]:
                 with suppress(subprocess.TimeoutExpired):
                     process.wait(_FAREWELL)
         found = found or _outcome(room)
+        if found is None and stopping.asked():
+            raise stopping.Stopped  # who asked may have ended them as well, as schedulers do
         if found is None:
             raise RankError(
                 f"{work.stage.name}: {recipe.executor.ranks} processes trained together and died "

@@ -18,6 +18,7 @@ from typing import Any
 
 from selfcal.digests import read_signed, write_signed
 from selfcal.errors import StoreError
+from selfcal.files import is_plain
 from selfcal.store import JSON, explained, file_digest
 
 DIGESTS = "digests.json"
@@ -58,16 +59,22 @@ def _entry(path: Path) -> dict[str, JSON]:
 
 
 def whole(checkpoint: Path) -> bool:
-    """Whether a checkpoint is what was written."""
+    """Whether a checkpoint is what was written.
+
+    Its digests may come from a store: no name in them leads elsewhere, and files alone are read,
+    as a device or a pipe may have no end.
+    """
     try:
+        if not (checkpoint / DIGESTS).is_file():
+            return False
         said = _sealed(checkpoint)
         files = {checkpoint / name: entry for name, entry in said["files"].items()}
-        if not _can_carry(said["carried"]):
+        if not all(map(is_plain, said["files"])) or not _can_carry(said["carried"]):
             return False
         # sizes first: they cost nothing, and a cut file need not be read
-        sizes = all(p.stat().st_size == entry["size"] for p, entry in files.items())
+        sizes = all(p.is_file() and p.stat().st_size == e["size"] for p, e in files.items())
         return sizes and all(_entry(p) == entry for p, entry in files.items())
-    except (StoreError, OSError, LookupError, TypeError, AttributeError):
+    except (StoreError, OSError, LookupError, TypeError, AttributeError, ValueError, OverflowError):
         return False
 
 

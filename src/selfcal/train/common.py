@@ -67,6 +67,8 @@ class Run:
     progress: Progress = lambda done, total: None
     saved: Callable[[Path], None] = lambda checkpoint: None
     """Told of each checkpoint to resume from: its folder, which is finished."""
+    deletes: Callable[[Path], None] = lambda checkpoint: None
+    """Told of a checkpoint that nobody may resume from any more, before it is deleted."""
     ranks: int = 1
     """Processes that train together; this is one of them."""
     attention: str | None = None

@@ -12,14 +12,16 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, Protocol
 
 from selfcal.errors import StoreError
 from selfcal.policy import ModelError, Policy, user_turn
 from selfcal.processors import PREFIX_TYPES
 from selfcal.recipe import Grpo
+from selfcal.stopping import Again
 from selfcal.store import StageDir
-from selfcal.train.checkpoints import last_checkpoint, step_of
+from selfcal.train.checkpoints import checkpoints, drop_after, last_checkpoint, step_of
 from selfcal.train.common import (
     Run,
     Trained,
@@ -80,6 +82,8 @@ class Ledger:
     folder: StageDir
     limit: int | None = None
     """Tokens that may be sampled; the batch that spends the last of them is done in full."""
+    saved: Callable[[Sequence[Path]], None] = lambda files: None
+    """Told of each shard, which is finished; checkpoints are told of later, and need it."""
     spent: int = field(default=0, init=False)
 
     @property
@@ -90,7 +94,25 @@ class Ledger:
     def add(self, step: int, rollouts: Sequence[Rollout]) -> None:
         """Keep the responses of batch `step`, from 0."""
         self.folder.write_shard(ROLLOUTS, step, rollouts, Rollout)
+        self.saved([self.folder.shard(ROLLOUTS, step)])
         self.spent += sum(r.tokens for r in rollouts)
+
+    def whole(self, batches: int) -> int:
+        """How many of the first batches are kept, up to one that is missing or damaged.
+
+        Raises:
+            StoreError: the system refused to read one.
+        """
+        for i in range(batches):
+            if not self.folder.has(ROLLOUTS, i):
+                return i
+            try:
+                self.folder.read_shard(ROLLOUTS, i, Rollout)
+            except StoreError as error:
+                if isinstance(error.__cause__, OSError):  # it may be whole
+                    raise
+                return i
+        return batches
 
     def reopen(self, batches: int) -> Iterator[list[Rollout]]:
         """The first batches, which an earlier process kept; what comes after them is deleted.
@@ -98,19 +120,11 @@ class Ledger:
         Raises:
             StoreError: one of them is missing or damaged.
         """
-        later = batches
-        while self.folder.has(ROLLOUTS, later):
-            self.folder.shard(ROLLOUTS, later).unlink()
-            later += 1
+        for i in self.folder.numbers(ROLLOUTS):
+            if i >= batches:
+                self.folder.shard(ROLLOUTS, i).unlink(missing_ok=True)
         for i in range(batches):
-            try:
-                kept = self.folder.read_shard(ROLLOUTS, i, Rollout)
-            except StoreError as error:
-                lost, trl = self.folder.shard(ROLLOUTS, i), self.folder.path / "trl"
-                raise StoreError(
-                    f"{lost} is missing or damaged, and training cannot go on without it: delete "
-                    f"{trl}, then run the same command again; this training starts over"
-                ) from error
+            kept = self.folder.read_shard(ROLLOUTS, i, Rollout)
             self.spent += sum(r.tokens for r in kept)
             yield kept
 
@@ -131,10 +145,11 @@ def grpo(
     Raises:
         ModelError: a model of this type cannot be trained so.
         TrainingError: no samples or too few for a batch, or the loss became NaN or infinite.
-        StoreError: the ledger of a training that was cut off is damaged.
+        Again: the ledger of a training that was cut off has lost a batch; it goes on before that.
     """
     from datasets import Dataset
 
+    resumed = _resumed(run, ledger, settings.updates)
     policy = starting_point(model, settings, run)
     if (kind := policy.model.config.model_type) in PREFIX_TYPES:
         raise ModelError(
@@ -148,7 +163,6 @@ def grpo(
         [{"images": list(s.images), "prompt": turns[i], "row": i} for i, s in enumerate(rows)]
     )
     args = _config(settings, run, len(rows))
-    resumed = _resumed(run)
     _replay(ledger.reopen(resumed // settings.updates), grading, rows)
     epochs = resumed // (len(rows) // _prompts(settings) * settings.updates)
     tokenizer = policy.tokenizer
@@ -222,9 +236,27 @@ def _trainer(epochs: int) -> Any:
     return Resumable
 
 
-def _resumed(run: Run) -> int:
-    """The optimizer step that a training resumes at."""
-    return step_of(last_checkpoint(run.out / "trl"))
+def _resumed(run: Run, ledger: Ledger, updates: int) -> int:
+    """The optimizer step that a training resumes at.
+
+    Raises:
+        Again: responses from before it are lost, and the checkpoints deleted that need them.
+        StoreError: the system refused.
+    """
+    trl = run.out / "trl"
+    step = step_of(last_checkpoint(trl))
+    if (kept := ledger.whole(step // updates)) == step // updates:
+        return step
+    # those on a store first: who goes on would bring them back
+    for path in checkpoints(trl):
+        if step_of(str(path)) > kept * updates:
+            run.deletes(path)
+    drop_after(trl, kept * updates)
+    lost, before = ledger.folder.shard(ROLLOUTS, kept), step_of(last_checkpoint(trl))
+    raise Again(
+        f"{lost} is missing or damaged, and no checkpoint after it can do without: training goes "
+        f"on from step {before}"
+    )
 
 
 def _replay(kept: Iterable[Sequence[Rollout]], grading: Grading, rows: Sequence[Sample]) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 from selfcal.errors import StoreError
 from selfcal.rationale import FORMATS, RapFormat
 from selfcal.recipe import Endpoint, Local, Recipe, RecipeError, Settings, Training
+from selfcal.remote import place_of
 from selfcal.stage import Work, count_drops
 from selfcal.store import JSON, StageDir, read_column
 from selfcal.types import Candidate, Drop, Judgment, Sample
@@ -286,8 +287,9 @@ def training_run(recipe: Recipe, work: Work) -> Run:
         work.saved(sorted(files, key=lambda p: p.name == DIGESTS))
 
     return Run(
-        work.out, work.integer_seed(), p.device, p.dtype, work.progress, saved, ranks, p.attention,
-        p.chat_template, p.trust_remote_code, tracked,
+        work.out, work.integer_seed(), p.device, p.dtype, work.progress, saved,
+        place_of(work.run).deletes, ranks, p.attention, p.chat_template, p.trust_remote_code,
+        tracked,
     )  # fmt: skip
 
 

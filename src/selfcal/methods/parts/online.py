@@ -127,7 +127,7 @@ def online_tuning(recipe: Recipe, t: int, start: str | None, method: Online) -> 
         learned = work.inputs[f"iter-{t - 1}/grpo"].manifest()["stats"]["learned"] if t > 1 else {}
         rater = method.rater(work) if method.rater else None
         grading = _Grading(recipe, method.signals, rater, method.estimator(learned))
-        ledger = Ledger(work.folder, share(recipe))
+        ledger = Ledger(work.folder, share(recipe), work.saved)
         samples = calibration_samples(recipe, work, t, method.source)
         if method.by_facts:
             insist_on_facts(recipe, work.stage.name, samples)
