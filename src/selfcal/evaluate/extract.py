@@ -105,6 +105,8 @@ def _answering_part(text: str) -> str:
 
 def _without_thoughts(text: str) -> str:
     """What stands outside of thoughts' tags; an answer's tag ends thoughts that were left open."""
+    if "<" not in text:
+        return text
     parts, at, inside = list[str](), 0, False
     for m in _THOUGHT.finditer(text):
         if m[1] and not inside:  # the opening tag was part of the prompt
@@ -123,7 +125,8 @@ def _bracketed(text: str) -> str:
     for start, end, content in boxed(text):
         parts += [text[at:start], _OPEN, content, _CLOSE]
         at = end
-    return _TAG.sub(rf"{_OPEN}\1{_CLOSE}", "".join([*parts, text[at:]]))
+    text = "".join([*parts, text[at:]])
+    return _TAG.sub(rf"{_OPEN}\1{_CLOSE}", text) if "<" in text else text
 
 
 # --- claims -----------------------------------------------------------------------------------

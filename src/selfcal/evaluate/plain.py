@@ -38,6 +38,7 @@ _MATHS = re.compile(r"[A-Za-z\\^_=+*/(){}\[\]\ue000]|^ ?-?[\d.,]{1,30}%? ?$")
 _MARKDOWN = re.compile(
     r"\*{1,3}(?=\S)|(?<=\S)\*{2,3}|(?<=[\w.)!?\"':])\*(?=[\s.,;:!?)]|$)|`{1,3}|__|~~"
 )
+_SPACES = re.compile(r"[ \t]{2,}")
 _PRODUCT = re.compile(r"(?<=\d) ?\*{1,2} ?(?=\d)")
 _BRACE = re.compile(r"(?:\\(?:boxed|fbox) ?)?\{|\}")
 _MOST_IN_BOX = 1000
@@ -51,10 +52,13 @@ def plain(text: str) -> str:
         text = _SUPERSCRIPT.sub(lambda m: "^" + unicodedata.normalize("NFKC", m[1]), text)
         text = _VULGAR.sub(_spell_fraction, text)
         text = unicodedata.normalize("NFKC", text).translate(_QUOTES)
-    text = _PRODUCT.sub(_TIMES, _latex(text))
+    text = _latex(text)
+    if "*" in text:  # most texts have no markup, and a look is much cheaper than a search
+        text = _PRODUCT.sub(_TIMES, text)
     text = _HEADING.sub("", text)
-    text = _MARKDOWN.sub("", text)
-    return re.sub(r"[ \t]{2,}", " ", text)
+    if any(mark in text for mark in "*`_~"):
+        text = _MARKDOWN.sub("", text)
+    return _SPACES.sub(" ", text) if "  " in text or "\t" in text else text
 
 
 def _spell_fraction(match: re.Match[str]) -> str:
@@ -71,7 +75,8 @@ def _latex(text: str) -> str:
         text = _FRACTION.sub(r"(\1)/(\2)", text)
         text = _SHORT_FRACTION.sub(r"\1/\2", text)
         text = re.sub(r"\((-?[\d.]{1,20}|\w)\)/\((-?[\d.]{1,20}|\w)\)", r"\1/\2", text)
-    text = _MATH.sub(lambda m: m[1] if _MATHS.search(m[1]) else m[0], text)
+    if "$" in text:
+        text = _MATH.sub(lambda m: m[1] if _MATHS.search(m[1]) else m[0], text)
     return re.sub(r"\^\{([^{}]{1,20})\}", r"^\1", text) if "^{" in text else text
 
 
@@ -80,6 +85,8 @@ def boxed(text: str) -> list[tuple[int, int, str]]:
 
     One that never closes was cut off, and is none.
     """
+    if "{" not in text:
+        return []
     open_: list[tuple[int, int]] = []
     closed: dict[int, tuple[int, int]] = {}
     for brace in _BRACE.finditer(text):
