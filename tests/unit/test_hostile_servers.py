@@ -227,7 +227,8 @@ def test_no_key_goes_over_a_public_network_in_the_clear(key: str, url: str) -> N
     "host", ["127.0.0.1", "localhost", "10.0.0.5", "gpu-1", "vllm.ns.svc", "[::1]", "[fd00::1]"]
 )
 def test_a_key_may_go_over_ones_own_network(key: str, host: str) -> None:
-    ChatClient(f"http://{host}:8000/v1", "m", "MY_KEY").close()
+    with ChatClient(f"http://{host}:8000/v1", "m", "MY_KEY") as client:
+        assert client._openai.auth_headers == {"Authorization": f"Bearer {key}"}
 
 
 def replied(**changes: object) -> dict[str, object]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -289,6 +290,9 @@ def test_workers_that_fit(
     needs: Needs, nodes: list[dict[str, float]], most: dict[str, float] | None
 ) -> None:
     check_room(needs, nodes, most)
+    if most != {}:  # and not one more
+        with pytest.raises(ClusterError):
+            check_room(replace(needs, workers=needs.workers + 1), nodes, most)
 
 
 @pytest.mark.parametrize(
