@@ -34,6 +34,7 @@ from ray.cluster_utils import Cluster  # noqa: E402
 
 from selfcal.executor.foreman import Foreman  # noqa: E402
 from selfcal.executor.ray import StageWorker, _told, open_cluster  # noqa: E402
+from selfcal.executor.ray_train import _room_given_back  # noqa: E402
 
 # Ray's own business: it leaves sockets and pipes of its processes to the garbage collector
 pytestmark = [
@@ -395,6 +396,19 @@ def test_two_ranks_heed_a_stop_and_go_on_to_the_weights_of_one_process(
     assert max(float(abs(own[name] - other[name]).max()) for name in own) < 1e-5
     (rft,) = [p.folder for p in locate(recipe, run) if p.stage.name == "rft"]
     assert rft.manifest()["stats"]["ranks"] == 2
+
+
+def test_what_a_training_has_reserved_is_given_back_however_it_ends(cluster: Cluster) -> None:
+    from ray.util.placement_group import placement_group, placement_group_table
+
+    own = placement_group([{"CPU": 0.5}])
+    with pytest.raises(stopping.Stopped), _room_given_back():
+        group = placement_group([{"CPU": 0.5}])
+        assert own.wait(60) and group.wait(60)
+        raise stopping.Stopped
+    assert placement_group_table(group)["state"] == "REMOVED"
+    assert placement_group_table(own)["state"] == "CREATED"
+    ray.util.remove_placement_group(own)
 
 
 def test_more_ranks_than_fit_are_refused_before_anything_is_begun(cluster: Cluster) -> None:

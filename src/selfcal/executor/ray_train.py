@@ -20,7 +20,13 @@ from threading import Thread
 from typing import Any
 
 import ray
+from ray import PlacementGroupID
 from ray.exceptions import RayError
+from ray.util.placement_group import (
+    PlacementGroup,
+    placement_group_table,
+    remove_placement_group,
+)
 
 from selfcal import stopping
 from selfcal.executor.base import first_line, note
@@ -42,6 +48,8 @@ _BEGIN_S, _SAVE_S = 60, 1800
 """After the wish to stop: seconds for the first word of a rank, and between two later ones."""
 _FAREWELL_S = 60
 """For the job to end when all is said."""
+_LOOKS = 20
+"""At what a job that was ended by force has reserved, at most."""
 
 
 @dataclass
@@ -138,7 +146,7 @@ def train_on_ray(
 def _fit(work: Work, plan: Mapping[str, Any]) -> Mapping[str, Any]:
     """Start the ranks and wait for them; gives what became of the stage."""
     try:
-        with _actor(Board) as board, _actor(Job) as job:
+        with _room_given_back(), _actor(Board) as board, _actor(Job) as job:
             over = job.run.remote(plan, _config(work, board))
             said = _wait(work, board, over)
             done, _ = ray.wait([over], timeout=_FAREWELL_S if said else None)
@@ -197,6 +205,33 @@ def _actor(kind: type[Any]) -> Iterator[Any]:
     finally:
         with suppress(RayError):
             ray.kill(actor)
+
+
+@contextmanager
+def _room_given_back() -> Iterator[None]:
+    """Remove what a job has reserved that was ended by force, as where a stop is not heeded.
+
+    Ray's own cleaner asks the dashboard whether the job lives, which many clusters do without: the
+    next training would wait for ever for room that nobody uses.
+    """
+    before = _reserved()
+    try:
+        yield
+    finally:
+        with suppress(RayError):
+            for _ in range(_LOOKS):  # what is left of the job may be about to reserve more
+                if not (left := _reserved() - before):
+                    break
+                for group in left:
+                    remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(group))))
+                time.sleep(_PATIENCE)
+
+
+def _reserved() -> set[str]:
+    """Placement groups of this driver that are there or waited for."""
+    own = ray.get_runtime_context().get_job_id()  # which their ids end with
+    groups = placement_group_table().items()
+    return {name for name, group in groups if name.endswith(own) and group["state"] != "REMOVED"}
 
 
 def _config(work: Work, board: Any) -> dict[str, Any]:
