@@ -107,9 +107,7 @@ class StageDir:
             if (other := self._other_work(inputs)) is not None:
                 self.set_aside(other)
                 self.path.mkdir()
-            for leftover in self.path.rglob(f"*{PARTIAL}"):
-                if leftover.is_file():
-                    leftover.unlink()
+            self._sweep()
         read = {} if inputs is None else {"inputs": inputs}
         write_signed(self.path / MARKER, {"fingerprint": self.fingerprint, **read})
         with explained("prepare", self.path):  # after the copy, by which it would be restored
@@ -376,13 +374,22 @@ class StageDir:
             if marker.get("fingerprint") == self.fingerprint and copy in ({}, kept):
                 return False
             self.sign(kept)
+            self._sweep()
             return True
         if said(self.path / MANIFEST) or copy.get("fingerprint") != self.fingerprint:
             return False
         if not (self.path / MANIFEST).exists() and self._differing(copy["files"]):
             return False
         self.sign(copy)
+        self._sweep()
         return True
+
+    def _sweep(self) -> None:
+        """Delete what killed processes have half written."""
+        with explained("clear", self.path):
+            for leftover in self.path.rglob(f"*{PARTIAL}"):
+                if leftover.is_file():
+                    leftover.unlink()
 
     def manifest(self) -> dict[str, Any]:
         """Read the manifest: `fingerprint`, `written`, `seconds`, `stats` and `files`.

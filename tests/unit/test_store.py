@@ -517,6 +517,14 @@ def test_images_of_a_shard_are_its_own(stage: StageDir) -> None:
     assert not stage.has("drops", 1) and stage.sealed(0)
 
 
+def test_what_was_half_written_goes_when_a_manifest_is_restored(stage: StageDir) -> None:
+    """A process was killed between the copy of the manifest and the manifest."""
+    stage.finish({}, 1.0)
+    (stage.path / store.MANIFEST).rename(half := stage.path / ".manifest.json.1-a.partial")
+    assert stage.restore() and stage.done
+    assert not half.exists()
+
+
 def test_a_mark_that_names_no_files_seals_nothing(stage: StageDir) -> None:
     store.write_signed(stage.mark(0), {"fingerprint": "aaaa"})
     assert not stage.sealed(0)
