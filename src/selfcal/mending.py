@@ -37,7 +37,7 @@ def survey(
         StoreError: a file cannot be read, or a manifest cannot be written.
     """
     faults: dict[str, list[str]] = {}
-    looked: set[tuple[str, bool]] = set()
+    looked: set[tuple[str, bool, bool]] = set()
     for p in planned:
         between()
         if p.folder.restore():
@@ -47,13 +47,14 @@ def survey(
         open_ = [
             (p, closely)
             for p in planned
-            if p.folder.done and (p.stage.name, closely := p.stage.name in wanted) not in looked
+            if p.folder.done
+            and (p.stage.name, closely := p.stage.name in wanted, bool(wanted)) not in looked
         ]
         if not open_:
             return faults
         for p, closely in open_:
             between()
-            looked.add((p.stage.name, closely))
+            looked.add((p.stage.name, closely, bool(wanted)))
             # a server is given the adapters of all trainings, not of the last one alone
             found = p.folder.verify(() if closely else WEIGHTS[1:] if wanted else WEIGHTS)
             found += freed_weights(p.folder) if closely else ()

@@ -188,8 +188,12 @@ class Served(Chain):
     """One stage more, which reads no training, but may have a server load all their adapters."""
 
     def plan(self, recipe: Recipe) -> list[Stage]:
-        five = Stage("five", ("four",), {}, lambda work: {}, 1, "samples", "asks a server")
+        five = Stage("five", ("four",), {}, self.five, 1, "samples", "asks a server")
         return [*super().plan(recipe), five]
+
+    def five(self, work: Work) -> Mapping[str, Any]:
+        (work.out / "answers").write_text("answers")
+        return {}
 
     def three(self, work: Work) -> Mapping[str, Any]:
         (work.out / "adapter").mkdir()
@@ -205,10 +209,13 @@ def test_adapters_are_compared_in_full_where_anything_is_to_be_done(
     again(run := tmp_path / "run")
     flip(run / "three" / "adapter" / "model")
     assert again(run).begun == []
+    shutil.copytree(run, other := tmp_path / "other")
     shutil.rmtree(run / "five")
     told = again(run)
     assert told.mended == {"three": ["adapter/model"]}
     assert told.begun == ["three", "five"]
+    flip(other / "five" / "answers")  # which is found after the adapter was looked at
+    assert again(other).mended.keys() == {"three", "five"}
 
 
 def test_weights_of_another_size_are_always_noticed(chain: Chain, run: Path) -> None:
